@@ -1,0 +1,1 @@
+"""StreamDiffusion Backend: real-time image generation for many users at once."""

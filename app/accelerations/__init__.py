@@ -1,0 +1,1 @@
+"""Accelerations: one file each, selected by file name with `model.acceleration`."""

@@ -1,0 +1,1 @@
+"""WebSocket, HTTP and image-stream endpoints."""

@@ -1,0 +1,1 @@
+"""Sessions, scheduling and the engine that owns the device."""

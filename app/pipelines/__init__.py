@@ -1,0 +1,1 @@
+"""Pipelines: one file each, selected by file name with `pipeline.name`."""
