@@ -1,0 +1,41 @@
+"""The embeddings of the texts in use.
+
+An LRU cache; whoever holds the lock of the engine may use it. It does not know what an embedding is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from app.core.messages import FrameIn
+
+
+class PromptCache:
+    """Embeddings by text, at most ``capacity`` of them; the least recently used one leaves first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._embeddings: OrderedDict[str, Any] = OrderedDict()
+
+    def store(self, text: str, embedding: Any) -> None:
+        """Keep a text's embedding."""
+        self._embeddings[text] = embedding
+        self._embeddings.move_to_end(text)
+        while len(self._embeddings) > self._capacity:
+            self._embeddings.popitem(last=False)
+
+    def lookup(self, frame: FrameIn) -> tuple[Any, ...] | None:
+        """The embeddings of all texts of a frame, or None if one is missing."""
+        texts = frame.plan.texts
+        if any(text not in self._embeddings for text in texts):
+            return None
+        for text in texts:
+            self._embeddings.move_to_end(text)
+        return tuple(self._embeddings[text] for text in texts)
+
+    def first_missing(self, frames: Iterable[FrameIn]) -> str | None:
+        """The first text of these frames that has no embedding yet."""
+        texts = (text for frame in frames for text in frame.plan.texts)
+        return next((text for text in texts if text not in self._embeddings), None)

@@ -1,0 +1,153 @@
+"""Who runs in the next tick.
+
+The unit of scheduling is the row, a frame in flight. A tick carries every row in flight and fills the
+rest of the batch with new frames: first at most one for each session that has nothing in flight, least
+recently served first; then, only into rows that cost nothing, the next frame of a session that has
+(StreamDiffusion's stream batch, arXiv:2312.12491, section 3.1, as a policy).
+
+Pure bookkeeping: no threads, no clock of its own, no torch. It does not know what a frame looks like.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from app.core.messages import FrameIn, Row, SessionKey
+
+Embeddings = tuple[Any, ...]
+
+
+class Scheduler:
+    """Rows in flight, one waiting frame per session, and the order of service.
+
+    Args:
+        buckets: the batch sizes that the runner has, ascending; the last is the most rows in flight.
+        stream_batch: whether one session may have several frames in flight.
+        embeddings: what the runner needs of a frame's texts, or None while they are being made; a
+            frame is not admitted before.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[int],
+        *,
+        stream_batch: bool,
+        embeddings: Callable[[FrameIn], Embeddings | None],
+        clock: Callable[[], float],
+    ) -> None:
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+            raise ValueError(f"batch sizes must be positive and ascending, not {list(buckets)}")
+        self._buckets = tuple(buckets)
+        self._stream_batch = stream_batch
+        self._embeddings = embeddings
+        self._clock = clock
+        self._limit = self._buckets[-1]
+        self._waiting: dict[SessionKey, FrameIn] = {}
+        self._in_flight: dict[int, Row] = {}
+        self._free_slots = list(reversed(range(self._buckets[-1])))
+        self._last_served: dict[SessionKey, int] = {}
+        self._admissions = 0
+        self.free_rows = 1
+        """So many rows cost about what one costs; the runner measures it."""
+
+    @property
+    def capacity(self) -> int:
+        """The most rows that one tick carries now."""
+        return self._limit
+
+    @property
+    def in_flight(self) -> tuple[Row, ...]:
+        """The rows between two of their steps, the one that has waited longest first."""
+        return tuple(self._in_flight.values())
+
+    @property
+    def waiting(self) -> tuple[FrameIn, ...]:
+        """The frames that wait for a row, the one that has waited longest first."""
+        return tuple(self._waiting.values())
+
+    def bucket(self, rows: int) -> int:
+        """The smallest batch size that holds so many rows."""
+        return next(size for size in self._buckets if size >= rows)
+
+    def limit(self, rows: int) -> None:
+        """Carry at most so many rows from now on; when more are in flight they take turns."""
+        self._limit = max(1, min(rows, self._buckets[-1]))
+
+    def offer(self, frame: FrameIn) -> FrameIn | None:
+        """Let a frame wait for a row. A session has one place to wait in, and its newest frame wins:
+        returns the frame that had to leave, or None.
+        """
+        replaced = self._waiting.pop(frame.session, None)
+        self._waiting[frame.session] = frame  # at the end: who offers without pause overtakes nobody
+        return replaced
+
+    def discard(self, session: SessionKey) -> None:
+        """Forget a session, its waiting frame and its rows."""
+        self._waiting.pop(session, None)
+        self._last_served.pop(session, None)
+        for row in self.in_flight:
+            if row.frame.session == session:
+                self.drop(row)
+
+    def drop(self, row: Row) -> None:
+        """Take a frame out of flight and free its slot; nothing happens if it left already."""
+        current = self._in_flight.get(row.slot)
+        if current is not None and current.frame is row.frame:
+            del self._in_flight[row.slot]
+            self._free_slots.append(row.slot)
+
+    def withdraw(self, frame: FrameIn) -> bool:
+        """Take back a frame that still waits. Returns whether it did."""
+        waits = self._waiting.get(frame.session) is frame
+        if waits:
+            del self._waiting[frame.session]
+        return waits
+
+    def next_rows(self) -> tuple[Row, ...]:
+        """The rows of the next tick: those in flight, then newly admitted ones. Empty if nobody can run."""
+        rows = list(self._in_flight.values())[: self._limit]
+        busy = Counter(row.frame.session for row in self._in_flight.values())
+        ready = self._ready()
+        idle = [(frame, texts) for frame, texts in ready if not busy[frame.session]]
+        rows += self._admit(idle, room=self._limit - len(rows))
+        if self._stream_batch and rows:
+            again = [
+                (frame, texts)
+                for frame, texts in ready
+                if 0 < busy[frame.session] < len(frame.plan.timesteps)
+            ]
+            free = max(self.bucket(len(rows)), self.free_rows)
+            rows += self._admit(again, room=min(free, self._limit) - len(rows))
+        return tuple(rows)
+
+    def advance(self, rows: Iterable[Row]) -> None:
+        """Note that these rows made their step; those that finished leave."""
+        for row in rows:
+            if self._in_flight.get(row.slot) is not row:
+                continue  # its session left meanwhile
+            if row.finishes:
+                self.drop(row)
+            else:
+                del self._in_flight[row.slot]  # to the end of the turn
+                self._in_flight[row.slot] = row.advanced()
+
+    def _ready(self) -> list[tuple[FrameIn, Embeddings]]:
+        """The waiting frames whose embeddings are there, least recently served session first."""
+        found = [(frame, self._embeddings(frame)) for frame in self._waiting.values()]
+        ready = [(frame, texts) for frame, texts in found if texts is not None]
+        return sorted(ready, key=lambda entry: self._last_served.get(entry[0].session, -1))
+
+    def _admit(self, candidates: list[tuple[FrameIn, Embeddings]], room: int) -> list[Row]:
+        """Give slots to the first candidates while there is room, slots included."""
+        admitted = []
+        for frame, embeddings in candidates[: max(0, min(room, len(self._free_slots)))]:
+            row = Row(self._free_slots.pop(), frame, self._clock(), embeddings)
+            self._in_flight[row.slot] = row
+            del self._waiting[frame.session]
+            self._last_served[frame.session] = self._admissions
+            self._admissions += 1
+            admitted.append(row)
+        return admitted
