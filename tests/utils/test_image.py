@@ -1,0 +1,197 @@
+"""What becomes of a client's bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from app.utils.image import PictureError, decode, encode, fit, read_header
+
+Array = NDArray[np.uint8]
+
+
+def scene(width: int = 96, height: int = 64) -> Array:
+    """Red grows to the right, green to the bottom; smooth, so that JPEG keeps it."""
+    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    return np.stack([x, y, np.full_like(x, 128)], axis=-1).astype(np.uint8)
+
+
+def saved(image: Array | Pillow.Image, kind: str, **options: Any) -> bytes:
+    picture = image if isinstance(image, Pillow.Image) else Pillow.fromarray(image)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def take(data: bytes, width: int = 96, height: int = 64, max_pixels: int = 1_000_000) -> Array:
+    return decode(data, width=width, height=height, max_pixels=max_pixels)
+
+
+def oriented(value: int) -> Pillow.Exif:
+    exif = Pillow.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def huge_png(side: int) -> bytes:
+    """A header alone, as a decompression bomb would have it."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+
+
+def huge_jpeg(side: int) -> bytes:
+    frame = struct.pack(">BHHB", 8, side, side, 3) + bytes(9)
+    return b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame
+
+
+def huge_webp(side: int) -> bytes:
+    chunk = bytes(4) + (side - 1).to_bytes(3, "little") * 2
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + chunk
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}, 4),
+        ("JPEG", {"quality": 85, "progressive": True}, 8),
+        ("PNG", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 95}, 12),
+    ],
+)
+def test_a_picture_of_the_right_size_keeps_its_pixels(
+    kind: str, options: dict[str, Any], tolerance: int
+) -> None:
+    image = take(saved(scene(), kind, **options))
+    assert image.shape == (64, 96, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert image.flags.writeable
+    assert np.abs(image.astype(int) - scene()).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA"])
+def test_other_kinds_of_png_become_rgb(mode: str) -> None:
+    image = take(saved(Pillow.fromarray(scene()).convert(mode), "PNG"))
+    assert image.shape == (64, 96, 3)
+    assert int(image[-1, -1].sum()) > int(image[0, 0].sum())
+
+
+def test_grey_jpeg_becomes_rgb() -> None:
+    image = take(saved(Pillow.fromarray(scene()).convert("L"), "JPEG"))
+    assert np.array_equal(image[..., 0], image[..., 2])
+
+
+def test_what_is_transparent_is_black() -> None:
+    rgba = np.dstack([scene(), np.zeros((64, 96), np.uint8)])
+    assert take(saved(rgba, "PNG")).max() == 0
+    assert take(saved(rgba, "WEBP", lossless=True, exact=True)).max() == 0
+
+
+def test_another_aspect_loses_its_edges_evenly() -> None:
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, 64:128] = 200  # the centre that remains when a square is cut out
+    image = take(saved(wide, "PNG"), width=32, height=32)
+    assert image.min() == 200
+
+
+@pytest.mark.parametrize("size", [(96, 64), (960, 640), (20, 13)])
+def test_any_size_becomes_the_models(size: tuple[int, int]) -> None:
+    image = take(saved(scene(*size), "JPEG", quality=95))
+    assert np.abs(image.astype(int) - scene()).mean() < 8
+
+
+def test_a_picture_that_fits_is_not_copied() -> None:
+    image = scene()
+    assert fit(image, width=96, height=64) is image
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"hello, I am no picture", "must be a JPEG, PNG or WebP"),
+        (saved(scene(), "GIF"), "not a GIF"),
+        (saved(scene(), "BMP"), "not a BMP"),
+        (saved(scene(), "TIFF"), "not a TIFF"),
+        (saved(scene(), "JPEG")[:400], "damaged or truncated JPEG"),
+        (saved(scene(), "JPEG")[:-200], "damaged or truncated JPEG"),
+        (saved(scene(), "JPEG")[:20], "truncated"),
+        (b"\xff\xd8", "truncated"),
+        (b"\xff\xd8\xff\xd9", "truncated"),
+        (b"\xff\xd8\xff\xda\0\x02", "no frame header"),
+        (saved(scene(), "PNG")[:-50], "damaged or truncated PNG"),
+        (saved(scene(), "PNG")[:20], "truncated"),
+        (saved(scene(), "WEBP")[:-50], "damaged or truncated WebP"),
+        (saved(scene(), "WEBP")[:22], "truncated"),
+        (b"RIFF\0\0\0\0WEBPnope", "unknown first chunk"),
+        (saved(Pillow.fromarray(scene()).convert("CMYK"), "JPEG"), "CMYK"),
+        (saved(Pillow.new("I;16", (96, 64)), "PNG"), "16 bits"),
+        (saved(scene(), "JPEG", exif=oriented(6)), r"EXIF orientation \(6\)"),
+        (saved(scene(), "PNG", exif=oriented(3)), r"EXIF orientation \(3\)"),
+        (saved(scene(), "WEBP", exif=oriented(8)), r"EXIF orientation \(8\)"),
+        (saved(scene(1, 1), "PNG"), "too small: 1×1"),
+        (saved(scene(1, 1), "JPEG"), "too small: 1×1"),
+        (saved(scene(1, 1), "WEBP"), "too small: 1×1"),
+        (huge_png(20_000), "too large: 20000×20000"),
+        (huge_jpeg(20_000), "too large: 20000×20000"),
+        (huge_webp(16_384), "too large: 16384×16384"),
+        (
+            saved(
+                Pillow.fromarray(scene()), "PNG", save_all=True, append_images=[Pillow.new("RGB", (96, 64))]
+            ),
+            "animated",
+        ),
+        (
+            saved(
+                Pillow.fromarray(scene()), "WEBP", save_all=True, append_images=[Pillow.new("RGB", (96, 64))]
+            ),
+            "animated",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_with_words(data: bytes, words: str) -> None:
+    with pytest.raises(PictureError, match=words):
+        take(data)
+
+
+def test_upright_exif_is_fine() -> None:
+    assert take(saved(scene(), "JPEG", exif=oriented(1))).shape == (64, 96, 3)
+    assert read_header(saved(scene(), "WEBP", exif=oriented(1))).orientation == 1
+
+
+def test_every_cut_of_a_picture_is_refused_or_taken_but_never_crashes() -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = saved(scene(24, 16), kind)
+        for end in range(len(data) - 20):  # the pixels end before the last checksum
+            with pytest.raises(PictureError):
+                take(data[:end])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_flipped_bytes_never_raise_anything_else(kind: str) -> None:
+    data = bytearray(saved(scene(24, 16), kind, exif=oriented(1)))
+    random = np.random.default_rng(0)
+    for _ in range(400):
+        broken = bytearray(data)
+        for position in random.integers(0, len(data), 3):
+            broken[position] = int(random.integers(0, 256))
+        try:
+            take(bytes(broken))
+        except PictureError:
+            continue
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_encoding_comes_back(kind: Any) -> None:
+    image = take(encode(scene(), kind, 95))
+    assert np.abs(image.astype(int) - scene()).mean() < 4
+    assert len(encode(scene(), kind, 30)) < len(encode(scene(), kind, 95))
