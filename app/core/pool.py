@@ -1,0 +1,53 @@
+"""What the device keeps between ticks: the rows in flight, and tables of noise maps and embeddings.
+
+All memory is allocated once. It does not know who the rows belong to.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class RowPool:
+    """The state of each row in flight: latents and residual noise, (slots + 1, C, h, w), float32. The last
+    slot belongs to nobody: padding reads and writes it.
+    """
+
+    def __init__(self, slots: int, shape: tuple[int, int, int], device: torch.device) -> None:
+        self.scratch = slots
+        self.latents = torch.zeros(slots + 1, *shape, device=device)
+        self.residual = torch.zeros_like(self.latents)
+
+
+class LruTable:
+    """Device rows by key; when it is full the least recently used rows are overwritten.
+
+    Args:
+        rows: how many there are; a single call may not ask for more.
+        shape: the shape of one row.
+    """
+
+    def __init__(self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        self.data = torch.zeros(rows, *shape, dtype=dtype, device=device)
+        self._rows: OrderedDict[Hashable, int] = OrderedDict()
+
+    def rows(self, wanted: Sequence[tuple[Hashable, Callable[[], Tensor]]]) -> list[int]:
+        """The row of each key; what is not there yet is made, on the CPU, and copied."""
+        for key, _ in wanted:
+            if key in self._rows:
+                self._rows.move_to_end(key)
+        return [self._row(key, make) for key, make in wanted]
+
+    def _row(self, key: Hashable, make: Callable[[], Tensor]) -> int:
+        row = self._rows.get(key)
+        if row is None:
+            value = make()
+            full = len(self._rows) == len(self.data)
+            row = self._rows.popitem(last=False)[1] if full else len(self._rows)
+            self.data[row].copy_(value, non_blocking=True)
+            self._rows[key] = row
+        return row

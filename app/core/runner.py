@@ -1,0 +1,338 @@
+"""One step of a batch of rows on the device: begin new rows, one UNet forward, advance, decode.
+
+The host's part of a step is to fill index vectors and a table of coefficients; the device's part is three
+functions of tensors with static shapes, one batch size ("bucket") each, which is what lets CUDA graphs
+replay them. Nothing of a row is written before its forward pass has been launched, so a launch that raises
+can be repeated.
+
+It knows neither sessions nor the order of service.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.core import denoise
+from app.core.denoise import Guidance
+from app.core.messages import DeviceLostError, FrameIn, Image, Mode, OutOfMemoryError, Row, SessionKey
+from app.core.pool import LruTable, RowPool
+from app.core.transfer import CudaTransfer, Download, HostTransfer, Transfer
+from app.models.model import Model
+from app.models.networks import Networks
+from app.pipelines.base import MAX_STEPS, BasePipeline
+
+log = logging.getLogger(__name__)
+
+Execute = Callable[..., Any]
+"""Calls a function of tensors: (key, function, *tensors) → its result. The key names function and shapes."""
+
+FREE_COST = 1.25
+"""A batch that takes at most so many times what one row takes counts as free."""
+
+
+def execute(_key: object, function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """The plain way: call it."""
+    return function(*tensors)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A text and what the text encoder made of it, (L, D), on the host."""
+
+    text: str
+    values: Tensor
+
+
+class Batch:
+    """A batch that was launched."""
+
+    def __init__(self, batch: int, forward: Download, downloads: list[tuple[list[int], Download]]) -> None:
+        self.batch = batch
+        self._forward = forward
+        self._downloads = downloads
+
+    def wait_forward(self) -> None:
+        """Block until the forward pass is done."""
+        with device_errors():
+            self._forward.wait()
+
+    def complete(self) -> bool:
+        """Whether the pictures are on the host."""
+        with device_errors():
+            return self._forward.complete() and all(download.complete() for _, download in self._downloads)
+
+    def collect(self) -> list[Image | None]:
+        """The pictures of the rows that finished, in the order of the rows."""
+        found: dict[int, Image | None] = {}
+        with device_errors():
+            for places, download in self._downloads:
+                images, finite = download.wait()
+                for place, image, good in zip(places, images.numpy(), finite.tolist(), strict=False):
+                    found[place] = image if good else None
+        return [found[place] for place in sorted(found)]
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn torch's errors of a device into ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(str(error)) from error
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(str(error)) from error
+
+
+class DiffusionRunner:
+    """Runs a model.
+
+    Args:
+        model: for its text encoder, device and noise schedule.
+        networks: its UNet and VAE, as an acceleration left them.
+        pipelines: the pipeline of each mode.
+        width: of a picture, pixels.
+        height: likewise.
+        buckets: the batch sizes to run, ascending.
+        guidance: the kind of classifier-free guidance.
+        execute: how the three functions are called; CUDA graphs put themselves here.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        networks: Networks,
+        pipelines: Mapping[Mode, BasePipeline[Any]],
+        *,
+        width: int,
+        height: int,
+        buckets: tuple[int, ...],
+        guidance: Guidance,
+        execute: Execute = execute,
+    ) -> None:
+        self._model = model
+        self._networks = networks
+        self._pipelines = dict(pipelines)
+        self._picture = (height, width, 3)
+        self._buckets = buckets
+        self._guidance = guidance
+        self._execute = execute
+        self._latent_shape = model.latent_shape(width, height)
+        slots, device = buckets[-1], model.device
+        empty = model.embed("")[0]
+        self._pool = RowPool(slots, self._latent_shape, device)
+        self._noise = LruTable(2 * slots + 4 * MAX_STEPS, self._latent_shape, torch.float32, device)
+        self._prompts = LruTable(2 * slots + 64, empty.shape, model.dtype, device)
+        self._transfer: Transfer = CudaTransfer(device) if device.type == "cuda" else HostTransfer()
+        self.free_rows = 1
+
+    def encode(self, text: str) -> Embedding:
+        """The embedding of a prompt."""
+        with device_errors():
+            return Embedding(text, self._model.embed(text)[0])
+
+    @torch.inference_mode()
+    def launch(self, rows: tuple[Row, ...]) -> Batch:
+        """One step for every row."""
+        with device_errors():
+            beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
+            for mode, places in beginning.items():
+                self._begin(mode, [rows[place] for place in places])
+            batch = self._bucket(len(rows))
+            denoised = self._step(rows, batch)
+            forward = self._transfer.mark()
+            finished = _grouped(rows, lambda row: self._decoder(row) if row.finishes else None)
+            downloads = [
+                (places, self._decode(self._pipelines[rows[places[0]].frame.plan.mode], denoised, places))
+                for places in finished.values()
+            ]
+            return Batch(batch, forward, downloads)
+
+    @torch.inference_mode()
+    def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:
+        """Run every batch size in every mode, so that nothing is compiled, tuned or captured later, then
+        ``ticks`` more of the smallest; measure which sizes are free. On the CPU nothing depends on the
+        size, and a larger one is never free.
+        """
+        sizes = self._buckets if self._model.device.type == "cuda" else self._buckets[:1]
+        costs = {}
+        for size in sizes:
+            report(f"warming up: batch of {size}, the largest is {sizes[-1]}")
+            for mode in self._pipelines:
+                self._run_alone(mode, size)
+            costs[size] = statistics.median(self._run_alone(mode, size) for _ in range(3))
+        for _ in range(ticks):
+            self._run_alone(mode, sizes[0])
+        self.free_rows = max(size for size in sizes if costs[size] <= FREE_COST * costs[sizes[0]])
+        log.info("seconds per tick by batch size: %s", {size: round(cost, 5) for size, cost in costs.items()})
+
+    def close(self) -> None:
+        """Nothing is held that the process does not free."""
+
+    def _begin(self, mode: Mode, rows: list[Row]) -> None:
+        """Write the latents of new rows into their slots."""
+        pipeline, batch = self._pipelines[mode], self._bucket(len(rows))
+        noise = self._noise_rows([(row.frame.plan.seed, 0) for row in rows])
+        levels = [self._coefficients(row) for row in rows]
+        inputs = [
+            self._indices(batch, [row.slot for row in rows], noise),
+            self._table(batch, [[c.begin_image, c.begin_noise] for c in levels], 2),
+        ]
+        images = [row.frame.image for row in rows if row.frame.image is not None]
+        if images:
+            inputs.append(self._transfer.upload_images(images, batch))
+        self._execute(("begin", mode, batch), partial(self._device_begin, pipeline), *inputs)
+
+    def _step(self, rows: Sequence[Row], batch: int) -> Tensor:
+        """The forward pass and everything per row around it; returns denoised latents, (batch, C, h, w)."""
+        prompts = self._prompt_rows(rows, 0)
+        negatives = self._prompt_rows(rows, -1)
+        following = [
+            (row.frame.plan.seed, min(row.stage + 1, len(row.frame.plan.timesteps) - 1)) for row in rows
+        ]
+        table = [
+            [float(row.frame.plan.timesteps[row.stage]), *columns]
+            for row, columns in zip(rows, denoise.table([self._entry(row) for row in rows]), strict=True)
+        ]
+        paired = self._guidance == "full" or (
+            self._guidance == "initialize" and any(row.begins for row in rows)
+        )
+        denoised: Tensor = self._execute(
+            ("step", paired, batch),
+            partial(self._device_step, paired),
+            self._indices(batch, [row.slot for row in rows], prompts, negatives, self._noise_rows(following)),
+            self._table(batch, table, 1 + denoise.COLUMNS),
+        )
+        return denoised
+
+    def _decode(self, pipeline: BasePipeline[Any], denoised: Tensor, places: list[int]) -> Download:
+        """Make the pictures of the rows at these places and send them to the host."""
+        batch = self._bucket(len(places))
+        padded = self._transfer.upload(torch.tensor([*places, *[0] * (batch - len(places))]))
+        images, finite = self._execute(
+            ("decode", type(pipeline).decode, len(denoised), batch),
+            partial(self._device_decode, pipeline),
+            denoised,
+            padded,
+        )
+        return self._transfer.download([images[: len(places)], finite[: len(places)]])
+
+    # -- functions of tensors ---------------------------------------------------------------------
+
+    def _device_begin(
+        self, pipeline: BasePipeline[Any], indices: Tensor, levels: Tensor, images: Tensor | None = None
+    ) -> None:
+        slots, noise_rows = indices.unbind()
+        noise = self._noise.data[noise_rows]
+        latents = pipeline.begin(self._networks, images, noise, levels)
+        self._pool.latents.index_copy_(0, slots, latents.float())
+        self._pool.residual.index_copy_(0, slots, noise)
+
+    def _device_step(self, paired: bool, indices: Tensor, table: Tensor) -> Tensor:
+        slots, prompts, negatives, noise_rows = indices.unbind()
+        timesteps, columns = table[:, 0], table[:, 1:]
+        x, residual = self._pool.latents[slots], self._pool.residual[slots]
+        if paired:
+            texts = self._prompts.data[torch.cat([negatives, prompts])]
+            both = self._networks.unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), texts)
+            negative, prediction = both.chunk(2)
+        else:
+            negative, prediction = None, self._networks.unet(x, timesteps, self._prompts.data[prompts])
+        step = denoise.advance(
+            x, residual, self._noise.data[noise_rows], prediction, negative, columns, self._guidance
+        )
+        self._pool.latents.index_copy_(0, slots, step.x)
+        self._pool.residual.index_copy_(0, slots, step.residual)
+        return step.denoised
+
+    def _device_decode(
+        self, pipeline: BasePipeline[Any], denoised: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        latents = denoised[places]
+        return pipeline.decode(self._networks, latents), torch.isfinite(latents).flatten(1).all(1)
+
+    # -- from rows to vectors ---------------------------------------------------------------------
+
+    def _bucket(self, rows: int) -> int:
+        return next(size for size in self._buckets if size >= rows)
+
+    def _indices(self, batch: int, slots: list[int], *vectors: list[int]) -> Tensor:
+        """Slots and rows of tables, (vectors, batch); padding is the scratch slot and rows 0."""
+        padding = batch - len(slots)
+        padded = [slots + [self._pool.scratch] * padding, *(vector + [0] * padding for vector in vectors)]
+        return self._transfer.upload(torch.tensor(padded))
+
+    def _table(self, batch: int, lines: list[list[float]], columns: int) -> Tensor:
+        """(batch, columns), float32; padding is zero, which keeps the scratch slot zero."""
+        padding = [[0.0] * columns] * (batch - len(lines))
+        return self._transfer.upload(torch.tensor(lines + padding))
+
+    def _coefficients(self, row: Row) -> denoise.Coefficients:
+        timesteps = row.frame.plan.timesteps
+        return self._model.schedule.coefficients(
+            timesteps[row.stage], None if row.finishes else timesteps[row.stage + 1]
+        )
+
+    def _entry(self, row: Row) -> tuple[denoise.Coefficients, float, float, bool]:
+        plan = row.frame.plan
+        scale = denoise.effective_guidance(plan.guidance_scale, self._model.distilled)
+        return self._coefficients(row), scale, plan.delta, row.begins
+
+    def _noise_rows(self, wanted: list[tuple[int, int]]) -> list[int]:
+        """Rows of the noise table by (seed, stage)."""
+        return self._noise.rows([(key, partial(_noise_map, *key, self._latent_shape)) for key in wanted])
+
+    def _prompt_rows(self, rows: Sequence[Row], which: int) -> list[int]:
+        """Rows of the table of embeddings: of the prompt (0) or of the last text (-1), which is the
+        negative prompt of a row that has one.
+        """
+        embeddings: list[Embedding] = [row.embeddings[which] for row in rows]
+        return self._prompts.rows([(e.text, partial(_values, e)) for e in embeddings])
+
+    def _decoder(self, row: Row) -> Callable[..., Tensor]:
+        """What decodes the row: pipelines that share it, as the built-in ones do, share a batch."""
+        return type(self._pipelines[row.frame.plan.mode]).decode
+
+    # -- warm-up ----------------------------------------------------------------------------------
+
+    def _run_alone(self, mode: Mode, size: int) -> float:
+        """One tick of ``size`` rows that nobody asked for; returns the seconds it took."""
+        pipeline = self._pipelines[mode]
+        plan = pipeline.plan(pipeline.Params())
+        plan = replace(plan, timesteps=plan.timesteps[:1])
+        image = np.full(self._picture, 127, np.uint8) if mode == "image" else None
+        embeddings = tuple(self.encode(text) for text in plan.texts)
+        frames = (FrameIn(SessionKey("", 0), n, plan, image, received_at=0.0) for n in range(size))
+        rows = tuple(Row(slot, frame, 0.0, embeddings) for slot, frame in enumerate(frames))
+        started_at = time.perf_counter()
+        self.launch(rows).collect()
+        return time.perf_counter() - started_at
+
+
+def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[int]]:
+    """The places of the rows by key; a row whose key is None is in no group."""
+    groups: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        group = key(row)
+        if group is not None:
+            groups.setdefault(group, []).append(place)
+    return groups
+
+
+def _noise_map(seed: int, stage: int, shape: tuple[int, ...]) -> Tensor:
+    return denoise.seed_noise(seed, stage + 1, shape)[stage]
+
+
+def _values(embedding: Embedding) -> Tensor:
+    return embedding.values

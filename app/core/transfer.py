@@ -1,0 +1,137 @@
+"""Between host and device: pictures cross the bus once each way, as uint8, beside the computation.
+
+Two classes with one face, for CUDA and for a device that is the host itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.core.messages import Image
+
+
+class Download(Protocol):
+    """Tensors on their way to the host."""
+
+    def complete(self) -> bool:
+        """Whether they are there."""
+
+    def wait(self) -> list[Tensor]:
+        """Block until they are, and return them."""
+
+
+class Transfer(Protocol):
+    """Moves tensors; everything is ordered with the computation on the current stream."""
+
+    def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
+        """Pictures as (batch, H, W, 3), uint8, on the device; what is beyond them is padding."""
+
+    def upload(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device."""
+
+    def download(self, tensors: Sequence[Tensor]) -> Download:
+        """Begin to bring results to the host."""
+
+    def mark(self) -> Download:
+        """A point in the computation to wait for; carries no tensors."""
+
+
+class Present:
+    """A download of what is on the host already."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = list(tensors)
+
+    def complete(self) -> bool:
+        """Always."""
+        return True
+
+    def wait(self) -> list[Tensor]:
+        """The tensors themselves."""
+        return self._tensors
+
+
+class HostTransfer:
+    """For the CPU, where computing is synchronous and nothing moves."""
+
+    def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
+        """One copy into a batch."""
+        return torch.from_numpy(np.stack([*images, *[images[0]] * (batch - len(images))]))
+
+    def upload(self, values: Tensor) -> Tensor:
+        """Nothing to do."""
+        return values
+
+    def download(self, tensors: Sequence[Tensor]) -> Download:
+        """Nothing to wait for."""
+        return Present(tensors)
+
+    def mark(self) -> Download:
+        """Nothing to wait for."""
+        return Present([])
+
+
+class CudaDownload:
+    """Tensors behind an event."""
+
+    def __init__(self, event: torch.cuda.Event, tensors: Sequence[Tensor] = ()) -> None:
+        self._event = event
+        self._tensors = list(tensors)
+
+    def complete(self) -> bool:
+        """Asks the device without waiting."""
+        return bool(self._event.query())
+
+    def wait(self) -> list[Tensor]:
+        """Sleeps until the event."""
+        self._event.synchronize()
+        return self._tensors
+
+
+class CudaTransfer:
+    """Through pinned memory, on a stream for each direction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._up = torch.cuda.Stream(device)
+        self._down = torch.cuda.Stream(device)
+
+    def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
+        """Stage in pinned memory, copy on the upload stream while the device still computes."""
+        staged = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        for row, image in zip(staged.numpy(), images, strict=True):
+            np.copyto(row, image)
+        with torch.cuda.stream(self._up):
+            target = torch.empty((batch, *images[0].shape), dtype=torch.uint8, device=self._device)
+            target[: len(images)].copy_(staged, non_blocking=True)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._up)
+        target.record_stream(computing)
+        return target
+
+    def upload(self, values: Tensor) -> Tensor:
+        """On the computing stream: too small to be worth another."""
+        return values.pin_memory().to(self._device, non_blocking=True)
+
+    def download(self, tensors: Sequence[Tensor]) -> Download:
+        """On the download stream, so that the next batch does not wait for the bus."""
+        self._down.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._down):
+            on_host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            for source, target in zip(tensors, on_host, strict=True):
+                target.copy_(source, non_blocking=True)
+                source.record_stream(self._down)
+            event = torch.cuda.Event(blocking=True)
+            event.record(self._down)
+        return CudaDownload(event, on_host)
+
+    def mark(self) -> Download:
+        """An event on the computing stream."""
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return CudaDownload(event)
