@@ -1,0 +1,71 @@
+"""The documentation says what the code does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from app.config.settings import Settings, configuration_keys, load_settings, variable_name
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGLISH = ROOT / "docs/configuration.md"
+CHINESE = ROOT / "docs/zh/configuration.md"
+
+
+def rows(path: Path) -> dict[str, tuple[str, str]]:
+    """Return the default and the meaning of every key that a configuration page has a row for."""
+    found = {}
+    section = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"## `(\w+)`", line):
+            section = heading[1]
+        elif row := re.fullmatch(r"\| `(\w+)` \| `(.+?)` \| (.+) \|", line):
+            found[f"{section}.{row[1]}"] = (row[2], row[3])
+    return found
+
+
+def in_code() -> dict[str, tuple[str, str]]:
+    defaults = Settings().model_dump(mode="json")
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        for key, value in section.model_fields.items():
+            expected[f"{name}.{key}"] = (json.dumps(defaults[name][key]), value.description or "")
+    return expected
+
+
+def test_every_key_is_described_as_in_the_code() -> None:
+    assert rows(ENGLISH) == in_code()
+
+
+def test_chinese_page_has_the_same_keys_and_defaults() -> None:
+    chinese = rows(CHINESE)
+    assert {key: default for key, (default, _) in chinese.items()} == {
+        key: default for key, (default, _) in in_code().items()
+    }
+    assert all(re.search(r"[\u4e00-\u9fff]", meaning) for _, meaning in chinese.values())
+
+
+def test_example_of_dotenv_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    uncommented = re.sub(r"^# (?=STREAMDIFFUSION_\w+=)", "", text, flags=re.MULTILINE)
+    named = re.findall(r"^(\w+)=(.+)$", uncommented, flags=re.MULTILINE)
+    assert {name for name, _ in named} <= set(map(variable_name, configuration_keys()))
+    (tmp_path / ".env").write_text(uncommented)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_settings().model_dump(mode="json")
+    for name, value in named:
+        section, key = name.removeprefix("STREAMDIFFUSION_").lower().split("__")
+        assert str(loaded[section][key]) == value
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert re.match(r"\w+:", target) or (page.parent / target).exists(), f"nothing at {target}"
