@@ -54,6 +54,7 @@ NEVER_BELOW_THE_API = ("app.api", "app.main")
 
 # Where tensors may be known. The reports on hardware import torch too, but only when they are called.
 TORCH = (
+    "app.core.factory",
     "app.core.denoise",
     "app.core.pool",
     "app.core.runner",
