@@ -14,7 +14,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,7 @@ class Engine:
         self.state: State = "starting"
         self.progress = "starting"
         self.failure: str | None = None
+        self.description: Mapping[str, str | int | bool] = {}
         self.degraded: str | None = None
         self.on_failure: Callable[[str], None] = lambda _reason: None
 
@@ -141,6 +142,7 @@ class Engine:
             self._call(self._end_start, error)
             return
         self._scheduler.free_rows = runner.free_rows
+        self.description = runner.description
         prompts = threading.Thread(target=self._encode_prompts, args=(runner,), name="prompts", daemon=True)
         self._threads.append(prompts)
         prompts.start()

@@ -6,6 +6,7 @@ without a thought. It does not know who sends it or what a model is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -179,6 +180,10 @@ class Runner(Protocol):
     @property
     def free_rows(self) -> int:
         """So many rows cost about what one row costs; at least 1."""
+
+    @property
+    def description(self) -> Mapping[str, str | int | bool]:
+        """What runs where, for the status: model, device, acceleration really in use, sizes."""
 
     def encode(self, text: str) -> Any:
         """The embedding of a prompt. Called from another thread than the rest."""

@@ -30,6 +30,7 @@ from app.core.pool import LruTable, RowPool
 from app.core.transfer import CudaTransfer, Download, HostTransfer, Transfer
 from app.models.model import Model
 from app.models.networks import Networks
+from app.models.safety import SafetyChecker
 from app.pipelines.base import MAX_STEPS, BasePipeline
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,17 @@ class Embedding:
 class Batch:
     """A batch that was launched."""
 
-    def __init__(self, batch: int, forward: Download, downloads: list[tuple[list[int], Download]]) -> None:
+    def __init__(
+        self,
+        batch: int,
+        forward: Download,
+        downloads: list[tuple[list[int], Download]],
+        safety_checker: SafetyChecker | None,
+    ) -> None:
         self.batch = batch
         self._forward = forward
         self._downloads = downloads
+        self._safety_checker = safety_checker
 
     def wait_forward(self) -> None:
         """Block until the forward pass is done."""
@@ -77,8 +85,11 @@ class Batch:
         found: dict[int, Image | None] = {}
         with device_errors():
             for places, download in self._downloads:
-                images, finite = download.wait()
-                for place, image, good in zip(places, images.numpy(), finite.tolist(), strict=False):
+                pixels, finite = download.wait()
+                images = pixels.numpy()
+                if self._safety_checker is not None:
+                    images[self._safety_checker.unsafe(images)] = 0  # black, as diffusers does
+                for place, image, good in zip(places, images, finite.tolist(), strict=True):
                     found[place] = image if good else None
         return [found[place] for place in sorted(found)]
 
@@ -106,6 +117,7 @@ class DiffusionRunner:
         height: likewise.
         buckets: the batch sizes to run, ascending.
         guidance: the kind of classifier-free guidance.
+        description: what to say of it all in the status.
         execute: how the three functions are called; CUDA graphs put themselves here.
     """
 
@@ -119,6 +131,7 @@ class DiffusionRunner:
         height: int,
         buckets: tuple[int, ...],
         guidance: Guidance,
+        description: Mapping[str, str | int | bool],
         execute: Execute = execute,
     ) -> None:
         self._model = model
@@ -127,6 +140,7 @@ class DiffusionRunner:
         self._picture = (height, width, 3)
         self._buckets = buckets
         self._guidance = guidance
+        self.description = description
         self._execute = execute
         self._latent_shape = model.latent_shape(width, height)
         slots, device = buckets[-1], model.device
@@ -157,7 +171,7 @@ class DiffusionRunner:
                 (places, self._decode(self._pipelines[rows[places[0]].frame.plan.mode], denoised, places))
                 for places in finished.values()
             ]
-            return Batch(batch, forward, downloads)
+            return Batch(batch, forward, downloads, self._model.safety_checker)
 
     @torch.inference_mode()
     def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from app.core.denoise import NoiseSchedule
 from app.models.networks import Networks
+from app.models.safety import SafetyChecker
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Model:
         name: what it was loaded from, for logs and the status.
         schedule: what the UNet was trained with.
         distilled: whether it was distilled for few steps without guidance.
-        safety_checker: pictures → whether each is unsafe; None if not wanted.
+        safety_checker: finds pictures that should not be shown; None if not wanted.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Model:
     distilled: bool
     device: torch.device
     dtype: torch.dtype
-    safety_checker: Any | None = None
+    safety_checker: SafetyChecker | None = None
 
     def networks(self) -> Networks:
         """The model as it is, executed by PyTorch."""

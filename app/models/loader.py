@@ -1,0 +1,206 @@
+"""Loads Stable Diffusion models with diffusers: folders, Hub ids and single files; LoRAs; tiny VAEs.
+
+It knows nothing of how the model is executed afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from safetensors import SafetensorError
+
+from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
+from app.core.denoise import NoiseSchedule
+from app.models.model import Model
+from app.models.safety import SafetyChecker
+
+log = logging.getLogger(__name__)
+
+TRAIN_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x; the grid of time steps is made for it
+TAESD = "madebyollin/taesd"
+
+Report = Callable[[str], None]
+
+
+class ModelLoadError(RuntimeError):
+    """A model cannot be loaded or cannot be used; the message says which and why."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``model.device`` means.
+
+    Raises:
+        ModelLoadError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise ModelLoadError(
+            f"model.device is {name}, but {torch.cuda.device_count()} CUDA devices are found"
+        )
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision that ``model.dtype`` means on a device.
+
+    Raises:
+        ModelLoadError: if the device cannot compute in it.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ModelLoadError("model.dtype is float16, which a CPU cannot compute in; use float32 or bfloat16")
+    return dtype
+
+
+def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Model:
+    """Load a model as configured.
+
+    Raises:
+        ModelLoadError: if anything of it is missing, does not fit or cannot be used.
+    """
+    device = resolve_device(model.device)
+    dtype = resolve_dtype(model.dtype, device)
+    report(f"loading {model.model_id}")
+    _quieten_libraries()
+    loaded = _load_pipeline(model, dtype)
+    scheduler = loaded.scheduler.config
+    if pipeline.use_tiny_vae and not isinstance(loaded.vae, AutoencoderTiny):
+        report("loading the tiny VAE")
+        loaded.vae = _load_tiny_vae(model, dtype)
+    distilled = _is_distilled(scheduler) if model.distilled is None else model.distilled
+    if pipeline.use_lcm_lora and not distilled:
+        report("fusing the LCM-LoRA")
+        hint = "set pipeline.use_lcm_lora to false, or model.lcm_lora_id to one made for this model"
+        _fuse(loaded, LoraSettings(id=model.lcm_lora_id), model.local_files_only, hint)
+        distilled = True
+    for lora in model.loras:
+        report(f"fusing {lora.id}")
+        _fuse(loaded, lora, model.local_files_only, "is it made for this model?")
+    _check(model.model_id, loaded)
+    for part in (loaded.unet, loaded.vae, loaded.text_encoder):
+        part.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    checker = None
+    if model.use_safety_checker:
+        report("loading the safety checker")
+        with _failing("the safety checker cannot be loaded"):
+            checker = SafetyChecker.load(model, device, dtype)
+    return Model(
+        name=model.model_id,
+        unet=loaded.unet,
+        vae=loaded.vae,
+        text_encoder=loaded.text_encoder,
+        tokenizer=loaded.tokenizer,
+        schedule=_noise_schedule(scheduler),
+        distilled=distilled,
+        device=device,
+        dtype=dtype,
+        safety_checker=checker,
+    )
+
+
+def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
+    path = Path(model.model_id)
+    with _failing(f"the model {model.model_id!r} cannot be loaded"):
+        if path.is_file():
+            return StableDiffusionPipeline.from_single_file(
+                str(path), dtype=dtype, local_files_only=model.local_files_only
+            )
+        return StableDiffusionPipeline.from_pretrained(
+            model.model_id,
+            dtype=dtype,
+            revision=model.revision,
+            variant=model.variant,
+            local_files_only=model.local_files_only,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+
+
+def _load_tiny_vae(model: ModelSettings, dtype: torch.dtype) -> Any:
+    name = model.tiny_vae_id or TAESD
+    with _failing(f"the tiny VAE {name!r} cannot be loaded (pipeline.use_tiny_vae: false does without)"):
+        return AutoencoderTiny.from_pretrained(name, dtype=dtype, local_files_only=model.local_files_only)
+
+
+def _fuse(pipeline: Any, lora: LoraSettings, local_files_only: bool, hint: str) -> None:
+    """Add a LoRA to the weights, so that it costs nothing at run time."""
+    path = Path(lora.id)
+    with _failing(f"the LoRA {lora.id!r} cannot be fused; {hint}"):
+        where = {"weight_name": path.name} if path.is_file() else {}
+        source = str(path.parent) if path.is_file() else lora.id
+        pipeline.load_lora_weights(source, local_files_only=local_files_only, **where)
+        pipeline.fuse_lora(lora_scale=lora.scale)
+        pipeline.unload_lora_weights()
+
+
+def _quieten_libraries() -> None:
+    """Their progress bars and remarks on harmless details would drown what our log says."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Whatever the libraries raise for files that are missing, broken or made for something else."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise ModelLoadError(f"{what}: {reason}") from error
+
+
+def _is_distilled(scheduler: Any) -> bool:
+    """Whether a model's own scheduler is one for few steps: LCM's, or Euler's with the trailing spacing
+    that SD-Turbo is sampled with.
+    """
+    turbo = "Euler" in scheduler["_class_name"] and scheduler.get("timestep_spacing") == "trailing"
+    return turbo or scheduler["_class_name"] in ("LCMScheduler", "TCDScheduler")
+
+
+def _noise_schedule(scheduler: Any) -> NoiseSchedule:
+    """Read by diffusers' own scheduler, which knows every way to write the betas."""
+    return NoiseSchedule(
+        alphas_cumprod=tuple(LCMScheduler.from_config(scheduler).alphas_cumprod.double().tolist()),
+        prediction=scheduler.get("prediction_type", "epsilon"),
+    )
+
+
+def _check(name: str, pipeline: Any) -> None:
+    """Refuse what would load and then make nonsense."""
+    unet, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
+    steps = pipeline.scheduler.config.num_train_timesteps
+    problem = None
+    if unet.in_channels != latents:
+        problem = (
+            f"its UNet takes {unet.in_channels} channels and the VAE has {latents} (an inpainting model?)"
+        )
+    elif unet.time_cond_proj_dim is not None:
+        problem = "it is a full LCM with a guidance embedding; use its base model with the LCM-LoRA"
+    elif unet.addition_embed_type is not None:
+        problem = "it is not of the Stable Diffusion 1.x or 2.x family (an SDXL model?)"
+    elif unet.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
+        problem = "its text encoder does not fit its UNet"
+    elif steps != TRAIN_STEPS:
+        problem = f"it was trained with {steps} time steps, not {TRAIN_STEPS}"
+    elif pipeline.scheduler.config.get("prediction_type", "epsilon") not in (
+        "epsilon",
+        "v_prediction",
+        "sample",
+    ):
+        problem = f"its prediction type is {pipeline.scheduler.config.prediction_type}"
+    if problem:
+        raise ModelLoadError(f"the model {name!r} cannot be used: {problem}")

@@ -1,0 +1,63 @@
+"""The safety checker of Stable Diffusion, as diffusers ships it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
+
+from app.config.schema import ModelSettings
+
+DEFAULT = "CompVis/stable-diffusion-safety-checker"
+
+
+class SafetyChecker:
+    """Finds pictures that should not be shown; ``network`` is diffusers' checker, on its device."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._size = network.config.vision_config.image_size
+        self._mean = torch.tensor(OPENAI_CLIP_MEAN, device=network.device)[:, None, None]
+        self._std = torch.tensor(OPENAI_CLIP_STD, device=network.device)[:, None, None]
+
+    @classmethod
+    def load(cls, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> SafetyChecker:
+        """The checker that the model brings, else the one of Stable Diffusion 1."""
+        source, subfolder = DEFAULT, ""
+        if not Path(model.model_id).is_file():
+            index = StableDiffusionPipeline.load_config(
+                model.model_id, revision=model.revision, local_files_only=model.local_files_only
+            )
+            if index.get("safety_checker", [None])[0] is not None:
+                source, subfolder = model.model_id, "safety_checker"
+        network: Any = StableDiffusionSafetyChecker.from_pretrained(
+            source, subfolder=subfolder, dtype=dtype, local_files_only=model.local_files_only
+        )
+        return cls(network.to(device).eval())
+
+    @torch.inference_mode()
+    def unsafe(self, images: NDArray[np.uint8]) -> list[bool]:
+        """Whether each picture, (B, H, W, 3) RGB, is unsafe."""
+        inputs = self._prepare(torch.from_numpy(images).to(self._network.device))
+        # The checker replaces what it finds in the list it is given; only its verdict is wanted.
+        _, flags = self._network(clip_input=inputs.to(self._network.dtype), images=list(images))
+        return [bool(flag) for flag in flags]
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """CLIP's preparation: the shorter side to its size, the centre, normalised."""
+        pixels = images.permute(0, 3, 1, 2).float() / 255.0
+        height, width = pixels.shape[2:]
+        scale = self._size / min(height, width)
+        size = (max(self._size, round(height * scale)), max(self._size, round(width * scale)))
+        pixels = interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (size[0] - self._size) // 2, (size[1] - self._size) // 2
+        pixels = pixels[:, :, top : top + self._size, left : left + self._size]
+        return (pixels - self._mean) / self._std
