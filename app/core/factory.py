@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.accelerations import load_acceleration
+from app.accelerations import choose_acceleration, load_acceleration
 from app.accelerations.base import Shapes
 from app.config.schema import Settings
 from app.core.denoise import Guidance
@@ -66,7 +66,8 @@ def create_runner(
     if settings.model.threads is not None:
         torch.set_num_threads(settings.model.threads)
     device = resolve_device(settings.model.device)
-    acceleration = load_acceleration(settings.model.acceleration, device, settings.model.engine_dir)
+    acceleration_name = choose_acceleration(settings.model.acceleration, device)
+    acceleration = load_acceleration(acceleration_name, device, settings.model.engine_dir)
     model = load(settings.model, settings.pipeline, report)
     guidance: Guidance = settings.pipeline.cfg_type or ("none" if model.distilled else "self")
     width, height = settings.pipeline.width, settings.pipeline.height
@@ -90,7 +91,7 @@ def create_runner(
             "model": model.name,
             "device": _device_name(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "acceleration": settings.model.acceleration,
+            "acceleration": acceleration_name,
             "guidance": guidance,
             "distilled": model.distilled,
             "width": width,

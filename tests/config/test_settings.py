@@ -132,6 +132,7 @@ def test_every_key_has_a_variable(config: Path, monkeypatch: pytest.MonkeyPatch)
         "pipeline.mode": "video",
         "pipeline.cfg_type": "initialize",
         "performance.similar_image_filter_threshold": 0.5,
+        "performance.jpeg_quality": 90,
         "performance.stream_batch": False,
         "server.host": "::1",
         "server.allowed_origins": ["https://example.org:8443"],

@@ -1,0 +1,78 @@
+"""Functions of tensors as CUDA graphs: one host call replays all the kernels of a function.
+
+An eager frame launches about a thousand kernels, which takes the host longer than the device; a graph
+launches them together. It does not know what the functions compute.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+log = logging.getLogger(__name__)
+
+PLAIN_CALLS = 2
+"""So often a function runs plainly before it is captured: kernels are chosen, tuned and compiled then,
+which must not happen during a capture."""
+
+
+@dataclass
+class _Captured:
+    """A graph and the memory it reads from and writes to."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: Any
+
+
+class GraphExecutor:
+    """Calls functions of tensors; from the third call with the same key on it replays a graph.
+
+    A key stands for one function and one set of shapes. A function must do the same for the same key: no
+    branches on values, no waiting for the device, and everything that it touches beside its arguments
+    must stay where it is. Calls belong to one thread and one stream; all graphs share their memory.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._calls: dict[Hashable, int] = {}
+        self._captured: dict[Hashable, _Captured] = {}
+
+    def __call__(self, key: Hashable, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """What ``function(*tensors)`` returns, a tensor or a nest of them that is the caller's own."""
+        captured = self._captured.get(key)
+        if captured is None:
+            calls = self._calls[key] = self._calls.get(key, 0) + 1
+            if calls <= PLAIN_CALLS:
+                return function(*tensors)
+            captured = self._captured[key] = self._capture(key, function, tensors)
+        for static, given in zip(captured.inputs, tensors, strict=True):
+            static.copy_(given, non_blocking=True)
+        captured.graph.replay()
+        # The next replay of any graph may overwrite what this one wrote.
+        return tree_map(torch.clone, captured.outputs)
+
+    def _capture(
+        self, key: Hashable, function: Callable[..., Any], tensors: tuple[Tensor, ...]
+    ) -> _Captured:
+        """Record the kernels of a call; none of them runs."""
+        inputs = tuple(torch.empty_like(tensor) for tensor in tensors)
+        graph = torch.cuda.CUDAGraph()
+        # Thread-local: meanwhile another thread may embed a prompt, which allocates.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            outputs = function(*inputs)
+        log.debug("captured %s", key)
+        return _Captured(graph, inputs, outputs)

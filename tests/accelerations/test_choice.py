@@ -1,0 +1,58 @@
+"""Which acceleration runs, and what is said where one cannot."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import accelerations
+from app.accelerations import choose_acceleration, load_acceleration
+from app.accelerations.base import AccelerationError, BaseAcceleration
+from app.accelerations.none import Acceleration as Plain
+from app.accelerations.xformers import Acceleration as Xformers
+from app.config.settings import available_accelerations
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_auto_on_a_cpu_is_plain_torch() -> None:
+    assert choose_acceleration("auto", CPU) == "none"
+
+
+def test_auto_on_a_gpu_is_xformers_if_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Xformers, "problems", lambda device: [])
+    assert choose_acceleration("auto", CUDA) == "xformers"
+    monkeypatch.setattr(Xformers, "problems", lambda device: ["xformers does not load"])
+    assert choose_acceleration("auto", CUDA) == "none"
+
+
+def test_a_name_is_not_replaced() -> None:
+    assert choose_acceleration("xformers", CPU) == "xformers"
+
+
+def test_what_cannot_work_says_why_and_what_would(tmp_path: Path) -> None:
+    with pytest.raises(AccelerationError) as caught:
+        load_acceleration("xformers", CPU, tmp_path)
+    assert str(caught.value) == (
+        "model.acceleration 'xformers' cannot work here: xformers needs an NVIDIA GPU, and the device is cpu "
+        "(auto takes what can, none works everywhere)"
+    )
+
+
+def test_xformers_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr("app.accelerations.xformers.import_module", fail)
+    (problem,) = Xformers.problems(CUDA)
+    assert problem.startswith("xformers does not load (No module named 'xformers.ops'); run: pip install")
+
+
+def test_plain_torch_works_everywhere(tmp_path: Path) -> None:
+    assert isinstance(load_acceleration("none", CPU, tmp_path), Plain)
+
+
+def test_every_file_is_an_acceleration() -> None:
+    for name in available_accelerations():
+        if name != "auto":
+            assert issubclass(accelerations._load(name), BaseAcceleration)
