@@ -63,16 +63,12 @@ class GraphExecutor:
         # The next replay of any graph may overwrite what this one wrote.
         return tree_map(torch.clone, captured.outputs)
 
-    def _capture(
-        self, key: Hashable, function: Callable[..., Any], tensors: tuple[Tensor, ...]
-    ) -> _Captured:
+    def _capture(self, key: Hashable, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> _Captured:
         """Record the kernels of a call; none of them runs."""
         inputs = tuple(torch.empty_like(tensor) for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
         # Thread-local: meanwhile another thread may embed a prompt, which allocates.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         log.debug("captured %s", key)
         return _Captured(graph, inputs, outputs)

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 Execute = Callable[..., Any]
 """Calls a function of tensors: (key, function, *tensors) → its result. The key names function and shapes."""
 
+WARM_CALLS = 3
+"""So often every function runs before frames do: kernels are tuned, compiled and captured by then."""
+
 FREE_COST = 1.25
 """A batch that takes at most so many times what one row takes counts as free."""
 
@@ -180,11 +183,13 @@ class DiffusionRunner:
         size, and a larger one is never free.
         """
         sizes = self._buckets if self._model.device.type == "cuda" else self._buckets[:1]
+        stages = 2 if self._guidance == "initialize" else 1  # whose later steps have no negative pass
         costs = {}
         for size in sizes:
             report(f"warming up: batch of {size}, the largest is {sizes[-1]}")
             for mode in self._pipelines:
-                self._run_alone(mode, size)
+                for _ in range(WARM_CALLS):
+                    self._run_alone(mode, size, stages)
             costs[size] = statistics.median(self._run_alone(mode, size) for _ in range(3))
         for _ in range(ticks):
             self._run_alone(mode, sizes[0])
@@ -233,12 +238,11 @@ class DiffusionRunner:
     def _decode(self, pipeline: BasePipeline[Any], denoised: Tensor, places: list[int]) -> Download:
         """Make the pictures of the rows at these places and send them to the host."""
         batch = self._bucket(len(places))
-        padded = self._transfer.upload(torch.tensor([*places, *[0] * (batch - len(places))]))
+        if batch != len(denoised) or places != list(range(len(places))):
+            padded = torch.tensor([*places, *[places[0]] * (batch - len(places))])
+            denoised = denoised[self._transfer.upload(padded)]
         images, finite = self._execute(
-            ("decode", type(pipeline).decode, len(denoised), batch),
-            partial(self._device_decode, pipeline),
-            denoised,
-            padded,
+            ("decode", type(pipeline).decode, batch), partial(self._device_decode, pipeline), denoised
         )
         return self._transfer.download([images[: len(places)], finite[: len(places)]])
 
@@ -270,10 +274,7 @@ class DiffusionRunner:
         self._pool.residual.index_copy_(0, slots, step.residual)
         return step.denoised
 
-    def _device_decode(
-        self, pipeline: BasePipeline[Any], denoised: Tensor, places: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        latents = denoised[places]
+    def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
         return pipeline.decode(self._networks, latents), torch.isfinite(latents).flatten(1).all(1)
 
     # -- from rows to vectors ---------------------------------------------------------------------
@@ -320,17 +321,19 @@ class DiffusionRunner:
 
     # -- warm-up ----------------------------------------------------------------------------------
 
-    def _run_alone(self, mode: Mode, size: int) -> float:
-        """One tick of ``size`` rows that nobody asked for; returns the seconds it took."""
+    def _run_alone(self, mode: Mode, size: int, stages: int = 1) -> float:
+        """One frame in each of ``size`` rows that nobody asked for; returns the seconds of its last tick."""
         pipeline = self._pipelines[mode]
         plan = pipeline.plan(pipeline.Params())
-        plan = replace(plan, timesteps=plan.timesteps[:1])
+        plan = replace(plan, timesteps=plan.timesteps[:1] * stages)
         image = np.full(self._picture, 127, np.uint8) if mode == "image" else None
         embeddings = tuple(self.encode(text) for text in plan.texts)
         frames = (FrameIn(SessionKey("", 0), n, plan, image, received_at=0.0) for n in range(size))
         rows = tuple(Row(slot, frame, 0.0, embeddings) for slot, frame in enumerate(frames))
-        started_at = time.perf_counter()
-        self.launch(rows).collect()
+        for _ in range(stages):
+            started_at = time.perf_counter()
+            self.launch(rows).collect()
+            rows = tuple(row.advanced() for row in rows)
         return time.perf_counter() - started_at
 
 
