@@ -1,0 +1,214 @@
+"""The entry point: settings → engine → routes.
+
+`python -m uvicorn app.main:app` and `python -m app.main` start the same service; the second one also tunes
+the sockets (see `app.api.transport`). Importing this module does nothing: `app` is made when it is
+first asked for, and the model is loaded when the server has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
+
+from app.api import http, stream, websocket
+from app.api.protocol import Planner
+from app.api.service import Service
+from app.api.transport import WebSocketProtocol, listen
+from app.config.settings import ConfigurationError, Settings, load_settings
+from app.core.engine import Engine
+from app.core.messages import Mode
+from app.utils.logger import configure_logging
+
+log = logging.getLogger(__name__)
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+CONFIGURATION_ERROR = 2
+FAILURE = 1
+
+Build = Callable[[Settings], tuple[Engine, Mapping[Mode, Planner]]]
+
+
+def build(settings: Settings) -> tuple[Engine, Mapping[Mode, Planner]]:
+    """The engine and the pipelines that the settings name; loads no model yet."""
+    # Imported here because torch and diffusers take seconds, and a mistake in the configuration none.
+    from app.core.factory import create_engine
+    from app.pipelines import load_pipelines
+
+    pipelines = load_pipelines(settings.pipeline.name)
+    return create_engine(settings, pipelines), pipelines
+
+
+def _ask_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Process:
+    """How this process ends: asked to, as by its supervisor, or at once with a status."""
+
+    ask_to_end: Callable[[], None] = _ask_to_end
+    end_now: Callable[[int], None] = os._exit
+
+
+def create_app(settings: Settings, *, build: Build = build, process: Process = Process()) -> FastAPI:
+    """The application.
+
+    Args:
+        settings: the configuration.
+        build: makes the engine and the pipelines.
+        process: ends when the engine has failed.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine, planners = build(settings)
+        service = app.state.service = Service(settings, engine, planners)
+
+        def fail(reason: str) -> None:
+            log.critical("%s", reason)
+            service.fail()
+            process.ask_to_end()
+
+        engine.on_failure = fail
+        with _on_signals(service.begin_shutdown):
+            opening = asyncio.create_task(_open(service, fail))
+            try:
+                yield
+            finally:
+                service.begin_shutdown()
+                stopped = await service.close(settings.server.shutdown_timeout / 2)
+                opening.cancel()
+        # A thread that hangs in the device would keep the process; and a server that has stopped by
+        # itself must not look as if somebody had stopped it.
+        if not stopped or engine.failure is not None:
+            log.error("ending: %s", engine.failure or "the engine does not stop")
+            logging.shutdown()
+            process.end_now(FAILURE)
+
+    app = FastAPI(
+        title="StreamDiffusion Backend",
+        description="Real-time image generation. The WebSocket is described in docs/protocol.md.",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.server.allowed_origins,
+        allow_methods=["GET"],
+        allow_headers=["*"],
+    )
+    for module in (http, stream, websocket):
+        app.include_router(module.router)
+    if WEB.is_dir():
+        app.mount("/", StaticFiles(directory=WEB, html=True), name="web")
+    return app
+
+
+async def _open(service: Service, fail: Callable[[str], None]) -> None:
+    try:
+        await service.open()
+    except RuntimeError as error:
+        # What cannot be loaded says so in one sentence; anything else is a fault of ours, with a trace.
+        fail(str(error))
+    except BaseException as error:
+        if not isinstance(error, asyncio.CancelledError):
+            fail(f"{type(error).__name__}: {error}")
+        raise
+    else:
+        log.info("ready")
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Act on the signals that end the process, before the server does.
+
+    The server would first wait for the streams to end, and only then tell the application.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread, and so to somebody else
+        return
+    loop = asyncio.get_running_loop()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(act)
+        then = previous[signal.Signals(number)]
+        if callable(then):
+            then(number, frame)
+
+    for number, then in previous.items():
+        if callable(then):
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, then in previous.items():
+            signal.signal(number, then)
+
+
+def _configure() -> Settings:
+    """The settings and the logging; a mistake ends the process with a sentence and status 2."""
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        _exit(str(error), CONFIGURATION_ERROR)
+    configure_logging(settings.server.log_level, settings.server.log_format)
+    return settings
+
+
+def _exit(words: str, status: int) -> NoReturn:
+    sys.stderr.write(f"{words}\n")
+    raise SystemExit(status)
+
+
+@cache
+def _default_app() -> FastAPI:
+    return create_app(_configure())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _default_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def main() -> None:
+    """Serve until a signal ends it."""
+    settings = _configure()
+    server = settings.server
+    try:
+        listener = listen(server.host, server.port)
+    except OSError as error:
+        _exit(f"cannot listen on {server.host}:{server.port}: {error.strerror}", FAILURE)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        create_app(settings),
+        ws=WebSocketProtocol,
+        ws_max_size=server.max_message_bytes,
+        ws_per_message_deflate=False,
+        log_config=None,
+        access_log=server.log_level == "debug",
+        timeout_graceful_shutdown=max(1, int(server.shutdown_timeout / 2)),
+    )
+    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

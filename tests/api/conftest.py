@@ -1,0 +1,165 @@
+"""A real server with a played device, and a client as front ends are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from numpy.typing import NDArray
+from websockets.asyncio.client import ClientConnection, connect
+
+from app.api.service import Service
+from app.api.transport import WebSocketProtocol, listen
+from app.config.schema import Settings
+from app.core.engine import Engine
+from app.main import Process, create_app
+from app.utils.image import encode
+from tests.fakes import FakePlanner, FakeRunner, create_engine
+
+SIZE = 64
+Array = NDArray[np.uint8]
+
+
+def picture(grey: int = 100, size: int = SIZE) -> bytes:
+    return encode(np.full((size, size, 3), grey, np.uint8), "jpeg", 90)
+
+
+class Server:
+    """A server in a thread of its own."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: FakeRunner,
+        create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
+    ) -> None:
+        self.runner = runner
+        self.image = FakePlanner("image")
+        self.ended: list[int] = []
+        self.engine: Engine = create_engine(
+            create_runner or (lambda _report: runner), watchdog_timeout=settings.server.watchdog_timeout
+        )
+        listener = listen("127.0.0.1", 0)
+        self.port: int = listener.getsockname()[1]
+        self.app = create_app(
+            settings,
+            build=lambda _settings: (self.engine, {"image": self.image, "video": FakePlanner("video")}),
+            process=Process(self.stop, self.ended.append),
+        )
+        config = uvicorn.Config(
+            self.app,
+            ws=WebSocketProtocol,
+            ws_max_size=settings.server.max_message_bytes,
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
+        self._thread.start()
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def address(self, user: str, query: str = "") -> str:
+        return f"ws://127.0.0.1:{self.port}/api/ws/{user}{query}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+    def join(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    @asynccontextmanager
+    async def client(self, user: str = "ann", query: str = "") -> AsyncIterator[Client]:
+        async with connect(self.address(user, query), max_size=None, compression=None) as socket:
+            yield Client(socket)
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get(self.http + path, **options)
+
+
+class Client:
+    """A front end of the StreamDiffusion demo, by hand."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    async def status(self) -> dict[str, Any]:
+        message = await asyncio.wait_for(self.socket.recv(), 5)
+        assert isinstance(message, str), "a result came where a status was expected"
+        status: dict[str, Any] = json.loads(message)
+        return status
+
+    async def expect(self, status: str, words: str = "") -> str:
+        message = await self.status()
+        assert message["status"] == status, message
+        assert words in message.get("message", ""), message
+        return str(message.get("message", ""))
+
+    async def begin(self) -> Client:
+        await self.expect("connected")
+        await self.expect("send_frame")
+        return self
+
+    async def say(self, message: Any) -> None:
+        await self.socket.send(json.dumps(message))
+
+    async def send(self, data: bytes | None, **parameters: Any) -> None:
+        """The three messages of a frame, one after the other without waiting; two in video mode."""
+        await self.say({"status": "next_frame"})
+        await self.say(parameters)
+        if data is not None:
+            await self.socket.send(data)
+
+    async def result(self) -> bytes:
+        """The next binary message; statuses before it are passed over."""
+        while True:
+            message = await asyncio.wait_for(self.socket.recv(), 5)
+            if isinstance(message, bytes):
+                return message
+
+
+MakeServer = Callable[..., Server]
+
+
+@pytest.fixture
+def make_server() -> Iterator[MakeServer]:
+    """Starts servers; keyword arguments by section: ``server={"timeout": 1}``."""
+    with ExitStack() as stack:
+
+        def make(
+            runner: FakeRunner | None = None,
+            create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
+            **sections: dict[str, Any],
+        ) -> Server:
+            sections = {"pipeline": {}, "server": {}, **sections}
+            sections["pipeline"] = {"width": SIZE, "height": SIZE, **sections["pipeline"]}
+            sections["server"] = {"stream_grace": 0.3, **sections["server"]}
+            server = Server(Settings.model_validate(sections), runner or FakeRunner(), create_runner)
+            stack.callback(server.join)
+            stack.callback(server.stop)
+            stack.callback(server.runner.gate.set)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+def server(make_server: MakeServer) -> Server:
+    return make_server()
