@@ -1,0 +1,251 @@
+"""Loading: what a model brings, what the configuration changes, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
+from app.models.loader import ModelLoadError, load, resolve_device, resolve_dtype
+from app.models.model import Model
+from app.models.safety import SafetyChecker
+from tests import tiny
+
+PLAIN = PipelineSettings(use_lcm_lora=False)
+
+
+def load_folder(folder: Path, pipeline: PipelineSettings = PLAIN, **more: Any) -> Model:
+    words: list[str] = []
+    model = load(ModelSettings(model_id=str(folder), device="cpu", **more), pipeline, words.append)
+    assert words[0] == f"loading {folder}"
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("model"))
+
+
+def change(folder: Path, file: str, **values: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def save_lora(folder: Path, rank: int = 2, target: str = "to_q") -> Path:
+    """A LoRA for the tiny UNet whose effect is not zero."""
+    torch.manual_seed(4)
+    unet = tiny.unet()
+    unet.add_adapter(LoraConfig(r=rank, target_modules=[target], init_lora_weights="gaussian"))
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    layers = get_peft_model_state_dict(unet)
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    return folder
+
+
+def predict(model: Model) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    with torch.inference_mode():
+        return model.predict(latents, torch.tensor([499.0]), model.embed("abc"))
+
+
+def test_a_folder_loads_in_the_wanted_precision(folder: Path) -> None:
+    model = load_folder(folder, dtype="bfloat16")
+    parts = (model.unet, model.vae, model.text_encoder)
+    assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.bfloat16}
+    assert not any(part.training for part in parts)
+    assert model.latent_shape(64, 48) == (4, 6, 8)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_noise_schedule_is_the_models_own(tmp_path: Path, prediction: Any) -> None:
+    schedule = load_folder(tiny.save(tmp_path, prediction=prediction)).schedule
+    assert schedule.prediction == prediction
+    assert schedule.alphas_cumprod == pytest.approx(tiny.schedule().alphas_cumprod, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "distilled"),
+    [
+        ({"_class_name": "LCMScheduler"}, True),
+        ({"timestep_spacing": "trailing"}, True),  # SD-Turbo
+        ({"_class_name": "PNDMScheduler"}, False),
+        ({"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "clip_sample": False}, False),
+    ],
+)
+def test_a_distilled_model_is_told_by_its_scheduler(
+    tmp_path: Path, scheduler: dict[str, str], distilled: bool
+) -> None:
+    folder = tiny.save(tmp_path)
+    change(folder, "scheduler/scheduler_config.json", **scheduler)
+    if "_class_name" in scheduler:
+        change(folder, "model_index.json", scheduler=["diffusers", scheduler["_class_name"]])
+    assert load_folder(folder).distilled is distilled
+
+
+def test_a_key_overrules_what_the_scheduler_tells(folder: Path) -> None:
+    assert load_folder(folder, distilled=True).distilled
+
+
+def test_the_lcm_lora_makes_a_model_distilled(folder: Path, tmp_path: Path) -> None:
+    lora = save_lora(tmp_path)
+    plain = load_folder(folder)
+    fused = load_folder(folder, PipelineSettings(use_lcm_lora=True), lcm_lora_id=str(lora))
+    assert (plain.distilled, fused.distilled) == (False, True)
+    assert not torch.allclose(predict(plain), predict(fused))
+    assert not any("lora" in name for name, _ in fused.unet.named_parameters())
+
+
+def test_the_lcm_lora_is_left_out_of_a_distilled_model(folder: Path) -> None:
+    model = load_folder(
+        folder, PipelineSettings(use_lcm_lora=True), distilled=True, lcm_lora_id="missing/lora"
+    )
+    assert model.distilled
+
+
+def test_loras_count_by_their_scale(folder: Path, tmp_path: Path) -> None:
+    file = save_lora(tmp_path) / "pytorch_lora_weights.safetensors"
+
+    def shift(scale: float) -> torch.Tensor:
+        model = load_folder(folder, loras=(LoraSettings(id=str(file), scale=scale),))
+        return queries(model) - queries(load_folder(folder))
+
+    def queries(model: Model) -> torch.Tensor:
+        return torch.cat([p.flatten() for name, p in model.unet.named_parameters() if "to_q" in name])
+
+    assert shift(1.0).norm() > 0.1
+    torch.testing.assert_close(shift(0.25), 0.25 * shift(1.0), rtol=1e-3, atol=1e-5)
+
+
+def test_a_tiny_vae_takes_the_place_of_the_full_one(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", "kl")
+    tiny.vae("tiny").save_pretrained(tmp_path / "vae")
+    full = load_folder(folder, PipelineSettings(use_lcm_lora=False, use_tiny_vae=False))
+    light = load_folder(folder, tiny_vae_id=str(tmp_path / "vae"))
+    assert type(full.vae).__name__ == "AutoencoderKL"
+    assert type(light.vae).__name__ == "AutoencoderTiny"
+
+
+def test_a_model_with_a_tiny_vae_of_its_own_keeps_it(folder: Path) -> None:
+    assert type(load_folder(folder, tiny_vae_id="missing/vae").vae).__name__ == "AutoencoderTiny"
+
+
+def test_a_prompt_that_is_too_long_is_cut(folder: Path) -> None:
+    model = load_folder(folder)
+    assert torch.equal(model.embed("a " * 1000), model.embed("a " * 2000))
+
+
+def refusal(folder: Path, pipeline: PipelineSettings = PLAIN, **more: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load_folder(folder, pipeline, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks:UserWarning")  # of diffusers' own call
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    assert "nowhere/at-all" in refusal(Path("nowhere/at-all"), local_files_only=True)
+    assert "'missing/vae'" in refusal(tiny.save(tmp_path, "kl"), tiny_vae_id="missing/vae")
+    words = refusal(folder, PipelineSettings(use_lcm_lora=True), lcm_lora_id="missing/lora")
+    assert "'missing/lora'" in words
+    assert "pipeline.use_lcm_lora" in words
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    assert str(folder) in refusal(folder)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"damaged")
+    assert str(file) in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "500 time steps"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction type is flow"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_refused(
+    tmp_path: Path, file: str, values: dict[str, Any], words: str
+) -> None:
+    folder = tiny.save(tmp_path)
+    change(folder, file, **values)
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("unet", "words"),
+    [
+        ({"channels": 9}, "inpainting"),
+        ({"time_cond_proj_dim": 8}, "LCM-LoRA"),
+        ({"width": 48}, "text encoder"),
+    ],
+)
+def test_a_unet_that_does_not_fit_is_refused(tmp_path: Path, unet: dict[str, Any], words: str) -> None:
+    folder = tiny.save(tmp_path)
+    tiny.unet(**unet).save_pretrained(folder / "unet")
+    assert words in refusal(folder)
+
+
+def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    cpu = resolve_device("auto")
+    assert cpu.type == "cpu"
+    with pytest.raises(ModelLoadError, match="0 CUDA devices"):
+        resolve_device("cuda:1")
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
+    with pytest.raises(ModelLoadError, match="float16"):
+        resolve_dtype("float16", cpu)
+
+
+def safety_network(concept: float) -> Any:
+    """A checker that finds everything (a threshold below every cosine) or nothing."""
+    torch.manual_seed(5)
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    config = CLIPConfig(
+        text_config=CLIPTextConfig().to_dict(), vision_config=vision.to_dict(), projection_dim=8
+    )
+    network = StableDiffusionSafetyChecker(config)
+    network.concept_embeds_weights.data.fill_(concept)
+    network.special_care_embeds_weights.data.fill_(2.0)
+    return network.eval()
+
+
+@pytest.mark.parametrize(("threshold", "unsafe"), [(-2.0, True), (2.0, False)])
+def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float, unsafe: bool) -> None:
+    folder = tiny.save(tmp_path)
+    safety_network(threshold).save_pretrained(folder / "safety_checker")
+    change(folder, "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    checker = load_folder(folder, use_safety_checker=True).safety_checker
+    assert isinstance(checker, SafetyChecker)
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3), np.uint8)
+    assert checker.unsafe(images) == [unsafe, unsafe]
+
+
+def test_no_safety_checker_is_loaded_unless_wanted(folder: Path) -> None:
+    assert load_folder(folder).safety_checker is None
