@@ -22,6 +22,11 @@ class RowPool:
         self.latents = torch.zeros(slots + 1, *shape, device=device)
         self.residual = torch.zeros_like(self.latents)
 
+    def write(self, slots: Tensor, latents: Tensor, residual: Tensor) -> None:
+        """Replace the state of these slots, (B,); the other two are (B, C, h, w), float32."""
+        self.latents.index_copy_(0, slots, latents)
+        self.residual.index_copy_(0, slots, residual)
+
 
 class LruTable:
     """Device rows by key; when it is full the least recently used rows are overwritten.
@@ -34,6 +39,7 @@ class LruTable:
     def __init__(self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self.data = torch.zeros(rows, *shape, dtype=dtype, device=device)
         self._rows: OrderedDict[Hashable, int] = OrderedDict()
+        self._free = list(reversed(range(rows)))
 
     def rows(self, wanted: Sequence[tuple[Hashable, Callable[[], Tensor]]]) -> list[int]:
         """The row of each key; what is not there yet is made, on the CPU, and copied."""
@@ -46,8 +52,9 @@ class LruTable:
         row = self._rows.get(key)
         if row is None:
             value = make()
-            full = len(self._rows) == len(self.data)
-            row = self._rows.popitem(last=False)[1] if full else len(self._rows)
-            self.data[row].copy_(value, non_blocking=True)
-            self._rows[key] = row
+            if not self._free:
+                self._free.append(self._rows.popitem(last=False)[1])
+            row = self._free[-1]
+            self.data[row].copy_(value, non_blocking=True)  # may raise: only then the row is the key's
+            self._rows[key] = self._free.pop()
         return row

@@ -2,8 +2,8 @@
 
 The host's part of a step is to fill index vectors and a table of coefficients; the device's part is three
 functions of tensors with static shapes, one batch size ("bucket") each, which is what lets CUDA graphs
-replay them. Nothing of a row is written before its forward pass has been launched, so a launch that raises
-can be repeated.
+replay them. What a step makes of a row is written last, when its pictures are being decoded already, so a
+launch that raises can be repeated.
 
 It knows neither sessions nor the order of service.
 """
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from app.core import denoise
-from app.core.denoise import Guidance
+from app.core.denoise import Guidance, Step
 from app.core.messages import DeviceLostError, FrameIn, Image, Mode, OutOfMemoryError, Row, SessionKey
 from app.core.pool import LruTable, RowPool
 from app.core.transfer import CudaTransfer, Download, HostTransfer, Transfer
@@ -167,13 +167,14 @@ class DiffusionRunner:
             for mode, places in beginning.items():
                 self._begin(mode, [rows[place] for place in places])
             batch = self._bucket(len(rows))
-            denoised = self._step(rows, batch)
+            slots, step = self._step(rows, batch)
             forward = self._transfer.mark()
             finished = _grouped(rows, lambda row: self._decoder(row) if row.finishes else None)
             downloads = [
-                (places, self._decode(self._pipelines[rows[places[0]].frame.plan.mode], denoised, places))
+                (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
                 for places in finished.values()
             ]
+            self._pool.write(slots, step.x, step.residual)
             return Batch(batch, forward, downloads, self._model.safety_checker)
 
     @torch.inference_mode()
@@ -210,11 +211,15 @@ class DiffusionRunner:
         ]
         images = [row.frame.image for row in rows if row.frame.image is not None]
         if images:
+            if len(images) < len(rows):
+                raise ValueError("a frame has no picture")  # or the others' pictures would move up
             inputs.append(self._transfer.upload_images(images, batch))
         self._execute(("begin", mode, batch), partial(self._device_begin, pipeline), *inputs)
 
-    def _step(self, rows: Sequence[Row], batch: int) -> Tensor:
-        """The forward pass and everything per row around it; returns denoised latents, (batch, C, h, w)."""
+    def _step(self, rows: Sequence[Row], batch: int) -> tuple[Tensor, Step]:
+        """The forward pass and everything per row around it. Returns the slots, (batch,), and what becomes
+        of their rows.
+        """
         prompts = self._prompt_rows(rows, 0)
         negatives = self._prompt_rows(rows, -1)
         following = [
@@ -227,17 +232,19 @@ class DiffusionRunner:
         paired = self._guidance == "full" or (
             self._guidance == "initialize" and any(row.begins for row in rows)
         )
-        denoised: Tensor = self._execute(
+        noise = self._noise_rows(following)
+        indices = self._indices(batch, [row.slot for row in rows], prompts, negatives, noise)
+        step: Step = self._execute(
             ("step", paired, batch),
             partial(self._device_step, paired),
-            self._indices(batch, [row.slot for row in rows], prompts, negatives, self._noise_rows(following)),
+            indices,
             self._table(batch, table, 1 + denoise.COLUMNS),
         )
-        return denoised
+        return indices[0], step
 
-    def _decode(self, pipeline: BasePipeline[Any], denoised: Tensor, places: list[int]) -> Download:
+    def _decode(self, mode: Mode, denoised: Tensor, places: list[int]) -> Download:
         """Make the pictures of the rows at these places and send them to the host."""
-        batch = self._bucket(len(places))
+        pipeline, batch = self._pipelines[mode], self._bucket(len(places))
         if batch != len(denoised) or places != list(range(len(places))):
             padded = torch.tensor([*places, *[places[0]] * (batch - len(places))])
             denoised = denoised[self._transfer.upload(padded)]
@@ -254,10 +261,9 @@ class DiffusionRunner:
         slots, noise_rows = indices.unbind()
         noise = self._noise.data[noise_rows]
         latents = pipeline.begin(self._networks, images, noise, levels)
-        self._pool.latents.index_copy_(0, slots, latents.float())
-        self._pool.residual.index_copy_(0, slots, noise)
+        self._pool.write(slots, latents.float(), noise)
 
-    def _device_step(self, paired: bool, indices: Tensor, table: Tensor) -> Tensor:
+    def _device_step(self, paired: bool, indices: Tensor, table: Tensor) -> Step:
         slots, prompts, negatives, noise_rows = indices.unbind()
         timesteps, columns = table[:, 0], table[:, 1:]
         x, residual = self._pool.latents[slots], self._pool.residual[slots]
@@ -267,12 +273,9 @@ class DiffusionRunner:
             negative, prediction = both.chunk(2)
         else:
             negative, prediction = None, self._networks.unet(x, timesteps, self._prompts.data[prompts])
-        step = denoise.advance(
+        return denoise.advance(
             x, residual, self._noise.data[noise_rows], prediction, negative, columns, self._guidance
         )
-        self._pool.latents.index_copy_(0, slots, step.x)
-        self._pool.residual.index_copy_(0, slots, step.residual)
-        return step.denoised
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
         return pipeline.decode(self._networks, latents), torch.isfinite(latents).flatten(1).all(1)

@@ -161,8 +161,8 @@ class Ring:
 
     def __post_init__(self) -> None:
         self.stages = len(self.timesteps)
-        self.alpha = [abar**0.5 for abar in self.levels()]
-        self.beta = [(1 - abar) ** 0.5 for abar in self.levels()]
+        self.alpha = [math.sqrt(abar) for abar in self.levels()]
+        self.beta = [math.sqrt(1 - abar) for abar in self.levels()]
         self.x = [torch.zeros(SHAPE, dtype=torch.float64)] * (self.stages - 1)
         self.stock = [torch.zeros(SHAPE, dtype=torch.float64)] * self.stages
 
