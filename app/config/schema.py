@@ -167,6 +167,11 @@ class ModelSettings(Section):
     variant: str | None = Field(
         default=None, description="Variant of the weight files, for example `fp16`; `null` is the plain one."
     )
+    single_file_config: str | None = Field(
+        default=None,
+        description="Hugging Face id or local folder of a model that a single file shares its configuration "
+        "and tokenizer with; `null` infers it from the weights.",
+    )
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads of torch; `null` leaves torch's own choice."
     )
@@ -192,9 +197,6 @@ class PipelineSettings(Section):
         default=None,
         description="Classifier-free guidance: `none`, `full`, `self` (residual) or `initialize` (residual "
         "with one negative pass); `null` is `none` for a distilled model and `self` for others.",
-    )
-    max_steps: int = Field(
-        default=8, ge=1, le=50, description="Largest `num_inference_steps` a client may ask for."
     )
     prompt_cache_size: PositiveInt = Field(
         default=256, description="Prompt embeddings kept, least recently used first out."

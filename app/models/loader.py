@@ -115,7 +115,11 @@ def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     with _failing(f"the model {model.model_id!r} cannot be loaded"):
         if path.is_file():
             return StableDiffusionPipeline.from_single_file(
-                str(path), dtype=dtype, local_files_only=model.local_files_only
+                str(path),
+                config=model.single_file_config,
+                dtype=dtype,
+                local_files_only=model.local_files_only,
+                safety_checker=None,
             )
         return StableDiffusionPipeline.from_pretrained(
             model.model_id,

@@ -101,7 +101,7 @@ def test_environment_wins_over_dotenv_over_yaml_over_default(
     )
     monkeypatch.setenv("STREAMDIFFUSION_PIPELINE__WIDTH", "256")
     pipeline = load_settings().pipeline
-    assert (pipeline.width, pipeline.height, pipeline.warmup, pipeline.max_steps) == (256, 128, 3, 8)
+    assert (pipeline.width, pipeline.height, pipeline.warmup) == (256, 128, 3)
 
 
 def test_yaml_path_may_stand_in_dotenv(tmp_path: Path) -> None:
@@ -128,6 +128,7 @@ def test_every_key_has_a_variable(config: Path, monkeypatch: pytest.MonkeyPatch)
         "model.loras": [{"id": "a", "scale": 0.5}],
         "model.revision": "main",
         "model.variant": "fp16",
+        "model.single_file_config": "some/model",
         "pipeline.name": "txt2img",
         "pipeline.mode": "video",
         "pipeline.cfg_type": "initialize",
@@ -261,7 +262,6 @@ def test_defaults_can_be_selected() -> None:
         ("PIPELINE__MODE", "vidio", "pipeline.mode: must be one of: video, image, not 'vidio'"),
         ("PIPELINE__CFG_TYPE", "slf", "pipeline.cfg_type: must be one of: self, "),
         ("PIPELINE__WIDTH", "0", "pipeline.width: should be greater than or equal to 8, not '0'"),
-        ("PIPELINE__MAX_STEPS", "51", "pipeline.max_steps: should be less than or equal to 50, not '51'"),
         ("PERFORMANCE__JPEG_QUALITY", "0", "performance.jpeg_quality: should be greater than"),
         ("MODEL__DEVICE", "gpu", "unknown device 'gpu'; right would be: auto, cpu, cuda, cuda:N"),
         ("MODEL__USE_CUDA_GRAPH", "maybe", "model.use_cuda_graph: should be a valid boolean"),
