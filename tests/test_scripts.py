@@ -184,3 +184,14 @@ def test_commented_example_sets_nothing(installed: Checkout) -> None:
 def test_with_gpu_the_configuration_decides(installed: Checkout) -> None:
     installed.gpu()
     assert installed.serve()[0] == {}
+
+
+@pytest.mark.parametrize(("check", "pytest_", "status"), [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 5)])
+def test_tests_run_and_count_whatever_the_style(
+    check: int, pytest_: int, status: int, installed: Checkout
+) -> None:
+    installed.program(installed.folder / "scripts/install", "")
+    installed.program(installed.folder / "scripts/check", f"exit {check}")
+    installed.program(installed.folder / ".venv/bin/python", f'echo "$@"; exit {pytest_}')
+    done = installed.call("scripts/test", "-k", "some name")
+    assert (done.returncode, done.stdout) == (status, "-m pytest -k some name\n")
