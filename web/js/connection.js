@@ -1,0 +1,77 @@
+/** One Start to Stop: a client of the server, and the words for what becomes of it. */
+
+import { CloseCode, StreamClient } from "../client/index.js";
+import { t } from "./i18n.js";
+import { getStatus } from "./server.js";
+
+const ASK_PROGRESS_EVERY = 1000;
+
+/** The key of the words for an end, by the code the connection was closed with. */
+const ENDINGS = new Map([
+  [CloseCode.FULL, "full"],
+  [CloseCode.TIMEOUT, "timeout"],
+  [CloseCode.TAKEN_OVER, "taken"],
+  [CloseCode.REFUSED, "refused"],
+]);
+
+export class Connection {
+  #progress = 0;
+
+  /**
+   * @param {object} parts
+   * @param {import("../client/stream-client.js").Options} parts.options of the client
+   * @param {import("./notices.js").NoticeBoard} parts.notice
+   * @param {import("./notices.js").Toast} parts.toast
+   * @param {(state: import("../client/stream-client.js").State) => void} parts.onState
+   * @param {(result: import("../client/result.js").Result) => void} parts.onResult
+   * @param {() => void} parts.onSent
+   * @param {() => void} parts.again starts anew
+   */
+  constructor({ options, notice, toast, onState, onResult, onSent, again }) {
+    this.client = new StreamClient(options);
+    this.notice = notice;
+    this.toast = toast;
+    this.again = again;
+    this.client.addEventListener("state", ({ detail }) => {
+      this.#tell(detail);
+      onState(detail.state);
+    });
+    this.client.addEventListener("result", ({ detail }) => onResult(detail));
+    this.client.addEventListener("sent", onSent);
+    this.client.addEventListener("problem", ({ detail }) => toast.show(detail.message));
+    this.client.start();
+  }
+
+  /** @param {{state: string, code: number | null, message: string | null}} detail */
+  #tell({ state, code, message }) {
+    clearInterval(this.#progress);
+    this.toast.clear();
+    this.notice.clear();
+    if (state === "waiting") this.#tellProgress();
+    else if (state === "reconnecting") this.toast.show(t("connection.lost"), { stay: true });
+    else if (state === "stopped" && code !== null) this.#tellEnding(code, message);
+  }
+
+  #tellProgress() {
+    const tell = (text = "") => this.notice.show({ title: t("connection.loading"), text, progress: true });
+    const ask = async () => {
+      const { progress } = await getStatus();
+      if (this.client.state === "waiting") tell(progress);
+    };
+    // Without an answer the words stay as they are; the connection itself tells when it is lost.
+    const askAgain = () => ask().catch((error) => console.warn(error));
+    tell();
+    askAgain();
+    this.#progress = setInterval(askAgain, ASK_PROGRESS_EVERY);
+  }
+
+  /** @param {number} code @param {string | null} message */
+  #tellEnding(code, message) {
+    const ending = ENDINGS.get(code);
+    this.notice.show({
+      title: t(`connection.${ending}`),
+      text: ending === "refused" ? message : t(`connection.${ending}.help`),
+      actions: [{ label: t("again"), act: this.again }],
+    });
+  }
+}
