@@ -100,10 +100,12 @@ def vae(kind: Vae = "tiny") -> Any:
             num_decoder_blocks=(1,) * levels,
         )
     with torch.no_grad():
-        # The usual initialisation makes latents nearly zero and pictures nearly grey.
+        # The usual initialisation makes latents nearly zero and pictures nearly black.
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1 and kind != "kl":
-                parameter.mul_(2.4 if name.startswith("encoder") else 1.8)
+                parameter.mul_(2.4 if name.startswith("encoder") else 1.5)
+        if kind != "kl":
+            network.decoder.layers[-1].bias.fill_(0.5)
     return network.eval().requires_grad_(False)
 
 
