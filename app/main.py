@@ -97,7 +97,7 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
         # A thread that hangs in the device would keep the process; and a server that has stopped by
         # itself must not look as if somebody had stopped it.
         if not stopped or engine.failure is not None:
-            log.error("ending: %s", engine.failure or "the engine does not stop")
+            log.error("ending with status %d, %s", FAILURE, "stopped" if stopped else "the engine still busy")
             logging.shutdown()
             process.end_now(FAILURE)
 
@@ -188,9 +188,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def main() -> None:
-    """Serve until a signal ends it."""
-    settings = _configure()
+def serve(app: FastAPI, settings: Settings) -> None:
+    """Serve an application until a signal ends it."""
     server = settings.server
     try:
         listener = listen(server.host, server.port)
@@ -198,16 +197,21 @@ def main() -> None:
         _exit(f"cannot listen on {server.host}:{server.port}: {error.strerror}", FAILURE)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         ws=WebSocketProtocol,
         ws_max_size=server.max_message_bytes,
-        ws_per_message_deflate=False,
         log_config=None,
         access_log=server.log_level == "debug",
         timeout_graceful_shutdown=max(1, int(server.shutdown_timeout / 2)),
     )
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def main() -> None:
+    """The command `python -m app.main`."""
+    settings = _configure()
+    serve(create_app(settings), settings)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -20,8 +22,9 @@ from app.api.service import Service
 from app.api.transport import WebSocketProtocol, listen
 from app.config.schema import Settings
 from app.core.engine import Engine
+from app.core.session import Session
 from app.main import Process, create_app
-from app.utils.image import encode
+from app.utils.image import decode, encode
 from tests.fakes import FakePlanner, FakeRunner, create_engine
 
 SIZE = 64
@@ -77,6 +80,11 @@ class Server:
     def address(self, user: str, query: str = "") -> str:
         return f"ws://127.0.0.1:{self.port}/api/ws/{user}{query}"
 
+    def session(self, user: str = "ann") -> Session:
+        session = self.service.registry.find(user)
+        assert session is not None, f"{user} is not connected"
+        return session
+
     def stop(self) -> None:
         self._server.should_exit = True
 
@@ -85,13 +93,41 @@ class Server:
         assert not self._thread.is_alive()
 
     @asynccontextmanager
-    async def client(self, user: str = "ann", query: str = "") -> AsyncIterator[Client]:
-        async with connect(self.address(user, query), max_size=None, compression=None) as socket:
+    async def client(self, user: str = "ann", query: str = "", **options: Any) -> AsyncIterator[Client]:
+        options = {"max_size": None, "compression": None, **options}
+        async with connect(self.address(user, query), **options) as socket:
             yield Client(socket)
 
     async def get(self, path: str, **options: Any) -> httpx.Response:
         async with httpx.AsyncClient() as client:
             return await client.get(self.http + path, **options)
+
+
+class Received(NamedTuple):
+    """A binary result message, read as docs/protocol.md says."""
+
+    version: int
+    format: int
+    size: int
+    revision: int
+    id: float
+    time: float
+    waited: float
+    made: float
+    total: float
+    flags: int
+    number: int
+    dropped: int
+    picture: bytes
+
+    @classmethod
+    def read(cls, message: bytes) -> Received:
+        header = struct.unpack_from("<BBHIddfffIII", message)
+        return cls._make((*header, message[header[2] :]))
+
+    @property
+    def grey(self) -> int:
+        return int(decode(self.picture, width=SIZE, height=SIZE, max_pixels=10**6).mean().round())
 
 
 class Client:
@@ -113,7 +149,9 @@ class Client:
         return str(message.get("message", ""))
 
     async def begin(self) -> Client:
-        await self.expect("connected")
+        while (message := await self.status())["status"] == "wait":
+            pass
+        assert message == {"status": "connected"}
         await self.expect("send_frame")
         return self
 
@@ -127,12 +165,26 @@ class Client:
         if data is not None:
             await self.socket.send(data)
 
-    async def result(self) -> bytes:
-        """The next binary message; statuses before it are passed over."""
+    async def result(self) -> Received:
+        """The next result; statuses before it are passed over."""
         while True:
             message = await asyncio.wait_for(self.socket.recv(), 5)
             if isinstance(message, bytes):
-                return message
+                return Received.read(message)
+
+    async def credit(self) -> None:
+        """The next request for a frame; results before it are passed over."""
+        while isinstance(message := await asyncio.wait_for(self.socket.recv(), 5), bytes):
+            pass
+        assert json.loads(message) == {"status": "send_frame"}
+
+
+async def until(condition: Callable[[], object], within: float = 5.0) -> None:
+    """Wait for something that no message tells of."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        await asyncio.sleep(0.005)
 
 
 MakeServer = Callable[..., Server]

@@ -2,13 +2,349 @@
 
 from __future__ import annotations
 
-from tests.api.conftest import Server, picture
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.api.conftest import Client, MakeServer, Server, picture, until
+from tests.fakes import FakeRunner
 
 
 async def test_a_picture_goes_in_and_comes_back(server: Server) -> None:
     async with server.client(query="?output=ws") as client:
         await client.begin()
-        await client.send(picture(100), prompt="a cat")
+        await client.send(picture(100), prompt="a cat", guidance_scale=7.5, num_inference_steps=4)
         await client.expect("send_frame")
+        assert (await client.result()).grey == 155
+
+
+async def test_results_do_not_come_on_the_socket_unless_wanted(server: Server) -> None:
+    async with server.client() as client:
+        await client.begin()
+        for _ in range(3):
+            await client.send(picture())
+            await client.expect("send_frame")
+        await until(lambda: server.session().counters.results == 3)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.socket.recv(), 0.1)
+
+
+async def test_video_mode_needs_no_picture(server: Server) -> None:
+    async with server.client(query="?mode=video&output=ws") as client:
+        await client.begin()
+        for seed in (10, 200):
+            await client.send(None, seed=seed)
+            await client.expect("send_frame")
+            assert abs((await client.result()).grey - seed) <= 1
+
+
+async def test_the_mode_of_the_configuration_counts(make_server: MakeServer) -> None:
+    server = make_server(pipeline={"mode": "video"})
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(None)
+        await client.result()
+
+
+async def test_the_header_of_a_result(server: Server) -> None:
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(), prompt="a", frame_id=7, frame_time=1234.5)
+        first = await client.result()
+        await client.send(picture(), prompt="b")
+        second = await client.result()
+    assert (first.version, first.format, first.size, first.flags) == (1, 1, 48, 0)
+    assert (first.id, first.time, first.revision, first.number, first.dropped) == (7, 1234.5, 0, 1, 0)
+    assert math.isnan(second.id)
+    assert math.isnan(second.time)
+    assert (second.revision, second.number) == (1, 2)
+    assert 0 <= first.waited + first.made <= first.total < 5000
+
+
+async def test_webp_and_quality(server: Server) -> None:
+    async with server.client(query="?output=ws&format=webp&quality=50") as client:
+        await client.begin()
+        await client.send(picture(100))
         result = await client.result()
-        assert result[48:50] == b"\xff\xd8"
+    assert result.format == 2
+    assert result.picture[8:12] == b"WEBP"
+    assert abs(result.grey - 155) <= 2
+
+
+async def test_a_credit_comes_when_the_frame_is_taken_not_when_it_is_done(server: Server) -> None:
+    server.runner.gate.clear()
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(1))
+        await client.expect("send_frame")  # the first is being made
+        await client.send(picture(2))  # waits
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.socket.recv(), 0.1)
+        server.runner.gate.set()
+        await client.credit()
+
+
+async def test_the_newest_frame_wins(server: Server) -> None:
+    """While the first is being made, fifty more come without a credit: the last of them is next."""
+    server.runner.gate.clear()
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(0), frame_id=0)
+        await client.expect("send_frame")
+        for i in range(1, 51):
+            await client.send(picture(i * 4), frame_id=i)
+        await until(lambda: server.session().counters.received == 51)
+        await asyncio.sleep(0.1)  # longer than a frame that waits may be kept from a newer one
+        server.runner.gate.set()
+        results = [await client.result(), await client.result()]
+        assert [result.id for result in results] == [0, 50]
+        assert results[1].dropped == 49
+        assert abs(results[1].grey - (255 - 200)) <= 1
+
+
+async def test_age_does_not_build_up_under_a_flood(make_server: MakeServer) -> None:
+    """A client that sends 200 frames a second to a device that makes 25."""
+    server = make_server(FakeRunner(tick=0.04))
+    ages: list[float] = []
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+
+        async def flood() -> None:
+            while True:
+                await client.send(picture(), frame_time=time.monotonic())
+                await asyncio.sleep(0.005)
+
+        flooding = asyncio.create_task(flood())
+        for _ in range(50):
+            result = await client.result()
+            ages.append(time.monotonic() - result.time)
+        flooding.cancel()
+    # One tick under way, one wait for it, and what the test itself needs.
+    assert sorted(ages)[25] < 0.12
+    assert sorted(ages[-10:])[5] < 0.12
+
+
+async def test_a_slow_reader_gets_the_newest_and_holds_up_nobody(make_server: MakeServer) -> None:
+    server = make_server(FakeRunner(size=(512, 512)), pipeline={"width": 512, "height": 512})
+    async with server.client("slow", "?output=ws&mode=video") as slow:
+        await slow.begin()
+        reading = slow.socket.transport
+        for seed in range(300):
+            await slow.send(None, frame_id=seed, seed=seed)
+            await asyncio.sleep(0.002)
+        reading.pause_reading()
+        async with server.client("quick", "?output=ws&mode=video") as quick:
+            await quick.begin()
+            for seed in range(300, 600):
+                await slow.send(None, frame_id=seed, seed=seed)
+                await quick.send(None)
+                await quick.result()
+            await until(lambda: server.session("slow").counters.received == 600)
+        await asyncio.sleep(0.1)
+        reading.resume_reading()
+        last = -1.0
+        while last < 599:
+            result = await slow.result()
+            assert result.id > last, "results never go back in time"
+            last = result.id
+
+
+async def test_nobody_needs_to_watch(server: Server) -> None:
+    async with server.client() as client:
+        await client.begin()
+        await client.send(picture())
+        await until(lambda: server.session().counters.results == 1)
+        assert not server.session().result.encodings  # type: ignore[union-attr]
+
+
+async def test_the_same_user_takes_over(server: Server) -> None:
+    async with server.client(query="?output=ws") as old:
+        await old.begin()
+        server.runner.gate.clear()
+        await old.send(picture(10))
+        await old.expect("send_frame")
+        async with server.client(query="?output=ws") as new:
+            await new.begin()
+            await old.expect("error", "connected again")
+            await old.socket.wait_closed()
+            assert old.socket.close_code == 4001
+            await new.send(picture(200))
+            server.runner.gate.set()
+            result = await new.result()
+            assert abs(result.grey - 55) <= 1, "the result of the connection before is nobody's"
+            assert len(server.service.registry) == 1
+    await until(lambda: len(server.service.registry) == 0)
+
+
+async def test_a_full_server(make_server: MakeServer) -> None:
+    server = make_server(server={"max_queue_size": 1})
+    async with server.client("ann") as ann:
+        await ann.begin()
+        async with server.client("bob") as bob:
+            await bob.expect("error", "Server is full")
+            await bob.socket.wait_closed()
+            assert bob.socket.close_code == 1013
+        assert (await server.get("/api/stream/bob")).status_code == 503
+        async with server.client("ann") as again:
+            await again.begin()  # who is here already may take over
+    await until(lambda: len(server.service.registry) == 0)
+    async with server.client("bob") as bob:
+        await bob.begin()
+
+
+async def test_an_idle_client_is_told_and_closed(make_server: MakeServer) -> None:
+    server = make_server(server={"timeout": 0.4})
+    async with server.client() as client:
+        await client.begin()
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            await client.send(b"")  # a page whose camera is not ready is not idle
+            await client.expect("send_frame")
+        began = time.monotonic()
+        await client.expect("timeout", "too long")
+        assert 0.2 < time.monotonic() - began < 2
+        await client.socket.wait_closed()
+        assert client.socket.close_code == 4002
+
+
+async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) -> None:
+    loaded = threading.Event()
+
+    def load(report: Callable[[str], None]) -> FakeRunner:
+        report("loading")
+        assert loaded.wait(10)
+        return FakeRunner()
+
+    server = make_server(create_runner=load)
+    async with server.client() as client, server.client("bob") as impatient:
+        await client.expect("wait", "loading")
+        await impatient.expect("wait")
+        await client.send(picture())  # before it was asked: passed over
+        assert (await server.get("/health/ready")).status_code == 503
+        await impatient.socket.close()
+        loaded.set()
+        await client.begin()
+        assert (await server.get("/health/ready")).status_code == 200
+
+
+async def test_who_waits_for_a_model_that_cannot_be_loaded_is_told(make_server: MakeServer) -> None:
+    fail = threading.Event()
+
+    def load(_report: Callable[[str], None]) -> FakeRunner:
+        assert fail.wait(10)
+        raise RuntimeError("the model is not there")
+
+    server = make_server(create_runner=load)
+    async with server.client() as client:
+        await client.expect("wait")
+        fail.set()
+        await client.expect("error", "the model is not there")
+        await client.socket.wait_closed()
+        assert client.socket.close_code == 1011
+    await asyncio.to_thread(server.join)
+    assert server.ended == [1]
+
+
+async def test_a_lost_device_is_told_to_everybody_and_ends_the_process(make_server: MakeServer) -> None:
+    server = make_server()
+    async with server.client("ann") as ann, server.client("bob") as bob:
+        await ann.begin()
+        await bob.begin()
+        await ann.send(picture(), prompt="lost")
+        for client in (ann, bob):
+            message = await client.status()
+            while message["status"] == "send_frame":
+                message = await client.status()
+            assert message["status"] == "error"
+            assert "fell off the bus" in message["message"]
+            await client.socket.wait_closed()
+            assert client.socket.close_code == 1011
+    await asyncio.to_thread(server.join)
+    assert server.ended == [1]
+
+
+async def test_like_frames_are_skipped_and_the_result_repeated(make_server: MakeServer) -> None:
+    server = make_server(
+        performance={"enable_similar_image_filter": True, "similar_image_filter_max_skip_frame": 2}
+    )
+
+    async def send(client: Client, **parameters: Any) -> Any:
+        await client.send(picture(100), **parameters)
+        result = await client.result()  # a repeat comes at once, the request for a frame after a pause
+        await client.expect("send_frame")
+        return result
+
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(100), frame_id=0)
+        await client.expect("send_frame")
+        first = await client.result()
+        repeats = [await send(client, frame_id=i) for i in (1, 2)]
+        assert [result.id for result in repeats] == [1, 2]
+        assert [result.flags for result in repeats] == [1, 1]
+        assert all(result.picture == first.picture for result in repeats)
+        assert server.runner.batches == [1]
+        await client.send(picture(100), frame_id=3)  # no more than two in a row
+        await client.credit()
+        await client.send(picture(100), prompt="another", frame_id=4)  # a change is never skipped
+        await until(lambda: len(server.runner.batches) == 3)
+        assert server.session().counters.skipped == 2
+
+
+async def test_pages_of_other_origins_are_refused(make_server: MakeServer) -> None:
+    server = make_server(server={"allowed_origins": ["https://example.org"]})
+    for origin, allowed in (
+        ("https://example.org", True),
+        (f"http://127.0.0.1:{server.port}", True),  # its own page
+        ("https://evil.example", False),
+    ):
+        async with server.client("ann", origin=origin) as client:
+            if allowed:
+                await client.begin()
+            else:
+                await client.expect("error", "origin: pages of https://evil.example")
+                await client.socket.wait_closed()
+                assert client.socket.close_code == 1008
+
+
+async def test_browsers_do_not_get_compression(server: Server) -> None:
+    async with server.client(compression="deflate") as client:
+        assert not client.socket.response.headers.get("Sec-WebSocket-Extensions")  # type: ignore[union-attr]
+        await client.begin()
+
+
+async def test_a_client_that_vanishes_is_forgotten(server: Server) -> None:
+    server.runner.gate.clear()
+    async with server.client() as client:
+        await client.begin()
+        await client.send(picture())
+        await client.expect("send_frame")
+        await client.send(picture())
+        client.socket.transport.abort()
+        await until(lambda: len(server.service.registry) == 0)
+        with pytest.raises(ConnectionClosed):
+            await client.socket.recv()
+    server.runner.gate.set()
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(40))
+        assert abs((await client.result()).grey - 215) <= 1
+
+
+async def test_many_users_each_get_their_own(server: Server) -> None:
+    async def user(number: int) -> None:
+        async with server.client(f"user-{number}", "?output=ws") as client:
+            await client.begin()
+            for _ in range(10):
+                await client.send(picture(number * 10))
+                result = await client.result()
+                assert abs(result.grey - (255 - number * 10)) <= 1
+
+    await asyncio.gather(*(user(number) for number in range(20)))
+    assert server.service.registry.counters.results == 200
