@@ -3,7 +3,8 @@
 The unit of scheduling is the row, a frame in flight. A tick carries every row in flight and fills the
 rest of the batch with new frames: first at most one for each session that has nothing in flight, least
 recently served first; then, only into rows that cost nothing, the next frame of a session that has
-(StreamDiffusion's stream batch, arXiv:2312.12491, section 3.1, as a policy).
+(StreamDiffusion's stream batch, arXiv:2312.12491, section 3.1, as a policy). A session that was never
+served counts as served when it came, so that newcomers, however many, overtake nobody.
 
 Pure bookkeeping: no threads, no clock of its own, no torch. It does not know what a frame looks like.
 """
@@ -81,6 +82,7 @@ class Scheduler:
         returns the frame that had to leave, or None.
         """
         replaced = self._waiting.pop(frame.session, None)
+        self._last_served.setdefault(frame.session, self._admissions)
         self._waiting[frame.session] = frame  # at the end: who offers without pause overtakes nobody
         return replaced
 
@@ -119,7 +121,9 @@ class Scheduler:
                 for frame, texts in ready
                 if 0 < busy[frame.session] < len(frame.plan.timesteps)
             ]
-            free = max(self.bucket(len(rows)), self.free_rows)
+            # Counted by sessions: rows that are there for nothing must not keep a large batch going.
+            needed = len({row.frame.session for row in rows})
+            free = max(self.bucket(needed), self.free_rows)
             rows += self._admit(again, room=min(free, self._limit) - len(rows))
         return tuple(rows)
 
@@ -138,7 +142,7 @@ class Scheduler:
         """The waiting frames whose embeddings are there, least recently served session first."""
         found = [(frame, self._embeddings(frame)) for frame in self._waiting.values()]
         ready = [(frame, texts) for frame, texts in found if texts is not None]
-        return sorted(ready, key=lambda entry: self._last_served.get(entry[0].session, -1))
+        return sorted(ready, key=lambda entry: self._last_served[entry[0].session])
 
     def _admit(self, candidates: list[tuple[FrameIn, Embeddings]], room: int) -> list[Row]:
         """Give slots to the first candidates while there is room, slots included."""
