@@ -102,10 +102,12 @@ async def test_the_newest_frame_wins(server: Server) -> None:
         await until(lambda: server.session().counters.received == 51)
         await asyncio.sleep(0.1)  # longer than a frame that waits may be kept from a newer one
         server.runner.gate.set()
-        results = [await client.result(), await client.result()]
-        assert [result.id for result in results] == [0, 50]
-        assert results[1].dropped == 49
-        assert abs(results[1].grey - (255 - 200)) <= 1
+        # The second may be done before the first is sent, and then it takes its place.
+        result = await client.result()
+        if result.id == 0:
+            result = await client.result()
+        assert (result.id, result.dropped) == (50, 49)
+        assert abs(result.grey - (255 - 200)) <= 1
 
 
 async def test_age_does_not_build_up_under_a_flood(make_server: MakeServer) -> None:
