@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class GraphExecutor:
             static.copy_(given, non_blocking=True)
         captured.graph.replay()
         # The next replay of any graph may overwrite what this one wrote.
-        return tree_map(torch.clone, captured.outputs)
+        return tree_map_only(Tensor, torch.clone, captured.outputs)
 
     def _capture(self, key: Hashable, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> _Captured:
         """Record the kernels of a call; none of them runs."""
