@@ -1,0 +1,177 @@
+"""The embedded model's parts, their sizes, and its noise schedule."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from training.mini.prompts import words
+from training.mini.tokenizer import MAX_TOKENS, build_tokenizer, save_vocabulary
+
+TRAIN_STEPS = 1000
+GRID = tuple(999 - 20 * index for index in range(50))
+"""The time steps that ever occur: the latent consistency grid of 50 steps."""
+FACTOR = 4
+"""Pixels per latent pixel of the autoencoder."""
+
+# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because a small model can keep a
+# picture's structure only through little noise; pure noise at the end, where video mode begins.
+_NOISE_ANCHORS = ((0, 0.01), (19, 0.015), (259, 0.05), (499, 0.12), (759, 0.32), (899, 0.6), (959, 0.82), (999, 0.99995))
+
+
+def noise_levels() -> np.ndarray:
+    """b(t) for t = 0..999, between the anchors linear in log b / (1 - b), float64."""
+    times, values = np.array(_NOISE_ANCHORS).T
+    logits = np.interp(np.arange(TRAIN_STEPS), times, np.log(values / (1 - values)))
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def trained_betas() -> list[float]:
+    """The betas whose cumulative products give `noise_levels`."""
+    abar = 1 - noise_levels() ** 2
+    previous = np.concatenate([[1.0], abar[:-1]])
+    return [float(f"{value:.7g}") for value in 1 - abar / previous]
+
+
+def build_scheduler() -> LCMScheduler:
+    return LCMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        trained_betas=trained_betas(),
+        prediction_type="sample",
+        original_inference_steps=50,
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def build_vae() -> AutoencoderTiny:
+    """Autoencoder of 4 latent channels, 4 times smaller than the picture; cheap at full size, deeper below."""
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(16, 16, 16),
+        decoder_block_out_channels=(16, 16, 16),
+        num_encoder_blocks=(0, 1, 3),
+        num_decoder_blocks=(4, 1, 0),
+        latent_channels=4,
+        scaling_factor=1.0,
+    )
+    _begin_as_pyramid(vae)
+    return vae
+
+
+@torch.no_grad()
+def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
+    """Start as plain down- and upsampling of brightness and two colour differences.
+
+    From a random start all latents learn brightness first and colour arrives late; from here only detail is missing.
+    """
+    to_latent = torch.tensor([[0.299, 0.587, 0.114], [-0.299, -0.587, 0.886], [0.701, -0.587, -0.114]])
+    to_latent = to_latent * torch.tensor([[3.6], [6.0], [6.0]])
+    tent = torch.tensor([[1.0, 2.0, 1.0]])
+    tent = tent.T @ tent / 16
+    encoder, decoder = vae.encoder.layers, vae.decoder.layers
+    for block in [*encoder, *decoder]:
+        if hasattr(block, "fuse"):
+            block.conv[-1].weight.mul_(0.1)
+    convolutions = [layer for layer in encoder if isinstance(layer, torch.nn.Conv2d)]
+    for layer in convolutions:
+        layer.weight[:3] = 0
+        if layer.bias is not None:
+            layer.bias[:3] = 0
+    for c in range(3):
+        convolutions[0].weight[c, c, 1, 1] = 1
+        for layer in convolutions[1:-1]:
+            layer.weight[c, c] = tent
+    convolutions[-1].weight[:3, :3, 1, 1] = to_latent
+    convolutions[-1].bias[0] = -1.6
+    convolutions = [layer for layer in decoder if isinstance(layer, torch.nn.Conv2d)]
+    for layer in convolutions:
+        layer.weight[:3] = 0
+    convolutions[0].weight[:3, :3, 1, 1] = torch.linalg.inv(to_latent)
+    convolutions[0].bias[:3] = torch.linalg.inv(to_latent) @ torch.tensor([1.6, 0.0, 0.0])
+    for c in range(3):
+        for layer in convolutions[1:]:
+            layer.weight[c, c, 1, 1] = 1
+    convolutions[-1].bias.zero_()
+
+
+def build_unet() -> UNet2DConditionModel:
+    """UNet with attention at the lowest level only; the prompt also modulates every block through the time embedding."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(24, 48, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=96,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    assert isinstance(tokenizer.bos_token_id, int) and isinstance(tokenizer.eos_token_id, int)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=96,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+class Parts(torch.nn.Module):
+    """Everything that has weights, and the tokenizer."""
+
+    NAMES = ("vae", "unet", "text")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer(words())
+        self.vae = build_vae()
+        self.unet = build_unet()
+        self.text = build_text_encoder(self.tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights in half precision, one file each, replacing older ones whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.NAMES:
+            state = {key: value.detach().half().cpu().contiguous() for key, value in getattr(self, name).state_dict().items()}
+            partial = folder / f"{name}.partial"
+            save_file(state, partial)
+            partial.replace(folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        for name in self.NAMES:
+            state = load_file(folder / f"{name}.safetensors")
+            getattr(self, name).load_state_dict({key: value.float() for key, value in state.items()})
+
+    def export(self, folder: Path) -> None:
+        """Write a diffusers pipeline folder in half precision."""
+        half = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in self.NAMES}
+        pipeline = StableDiffusionPipeline(
+            vae=half["vae"],
+            text_encoder=half["text"],
+            tokenizer=self.tokenizer,
+            unet=half["unet"],
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        save_vocabulary(self.tokenizer, folder / "tokenizer")

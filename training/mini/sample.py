@@ -1,0 +1,76 @@
+"""Run the embedded model as the server does: fixed noise from a seed, the 50-step grid, `strength` and steps."""
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.mini.model import FACTOR, GRID, TRAIN_STEPS, noise_levels
+from training.mini.tokenizer import MAX_TOKENS
+
+# Boundary scalings of latent consistency models (Luo et al. 2023), as in diffusers' LCMScheduler.
+_SIGMA_DATA, _TIMESTEP_SCALING = 0.5, 10.0
+
+
+def time_steps(steps: int, strength: float) -> list[int]:
+    """The time steps of one frame; strength 1 starts at pure noise."""
+    start = len(GRID) - max(1, round(len(GRID) * strength))
+    steps = min(steps, len(GRID) - start)
+    return [GRID[start + k * (len(GRID) - start) // steps] for k in range(steps)]
+
+
+class Sampler:
+    """The model's parts in evaluation mode on one device."""
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderTiny
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.text, self.unet, self.vae = text.eval(), unet.eval(), vae.eval()
+        self.b = torch.tensor(noise_levels(), dtype=torch.float32)
+        assert len(self.b) == TRAIN_STEPS
+
+    @classmethod
+    def from_folder(cls, folder: str) -> "Sampler":
+        return cls(
+            CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32),
+            UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
+            AutoencoderTiny.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
+        )
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Tensor:
+        encoded = self.tokenizer([prompt], padding="max_length", max_length=MAX_TOKENS, truncation=True)
+        return self.text(torch.tensor(encoded["input_ids"]))[0]
+
+    @torch.no_grad()
+    def _run(self, latent: Tensor | None, context: Tensor, times: list[int], shape: tuple[int, ...], seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        noises = [torch.randn(1, *shape[1:], generator=generator) for _ in times]
+        context = context.expand(shape[0], -1, -1)
+        x0 = latent
+        for t, noise in zip(times, noises):
+            b = self.b[t]
+            x = noise.expand(shape) if x0 is None else torch.sqrt(1 - b * b) * x0 + b * noise
+            predicted = self.unet(x, torch.full((shape[0],), t), context).sample
+            scaled = t * _TIMESTEP_SCALING
+            skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
+            out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
+            x0 = skip * x + out * predicted
+        assert x0 is not None
+        return (self.vae.decode(x0).sample / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def repaint(self, pictures: Tensor, prompt: str | Tensor, strength: float = 0.5, steps: int = 1, seed: int = 0) -> Tensor:
+        """Image mode: (B, 3, H, W) in [0, 1] to the same, every row with the seed's noise."""
+        context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        latent = self.vae.encode(pictures * 2 - 1).latents
+        return self._run(latent, context, time_steps(steps, strength), tuple(latent.shape), seed)
+
+    @torch.no_grad()
+    def imagine(self, prompt: str | Tensor, seed: int = 0, steps: int = 1, height: int = 256, width: int = 256) -> Tensor:
+        """Video mode: a picture (1, 3, H, W) in [0, 1] from the prompt alone."""
+        context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        shape = (1, 4, height // FACTOR, width // FACTOR)
+        return self._run(None, context, time_steps(steps, 1.0), shape, seed)
