@@ -20,7 +20,7 @@ export class NoticeBoard {
 
   /** @param {Notice} notice */
   show({ title, text, progress, actions = [] }) {
-    const parts = [element("h3", { textContent: title })];
+    const parts = [element("h2", { textContent: title })];
     if (text) parts.push(element("p", { textContent: text }));
     if (progress) {
       const bar = element("progress", { max: 1, "aria-label": title });

@@ -64,7 +64,6 @@ export default {
   "actions.copied": "Copied: {address}",
   "actions.fullscreen": "Full screen",
 
-  "figures.label": "Live figures",
   "figures.in": "In",
   "figures.in.help": "Pictures sent to the server per second",
   "figures.out": "Out",

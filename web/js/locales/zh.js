@@ -63,7 +63,6 @@ export default {
   "actions.copied": "已复制：{address}",
   "actions.fullscreen": "全屏",
 
-  "figures.label": "实时数据",
   "figures.in": "输入",
   "figures.in.help": "每秒发送到服务器的画面数",
   "figures.out": "输出",

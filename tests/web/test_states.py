@@ -1,0 +1,134 @@
+"""What the page says when something is not as it should be, with a played device under the real server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from playwright.sync_api import expect
+from pydantic import BaseModel, Field
+
+from tests.api.conftest import MakeServer
+from tests.fakes import FakeRunner
+from tests.web.conftest import OpenStudio
+
+WITHOUT_CAMERA = "navigator.mediaDevices.enumerateDevices = async () => []"
+
+
+def test_server_full_and_then_not(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server(server={"max_queue_size": 1})
+    first = open_studio(server.http, script=WITHOUT_CAMERA)
+    first.start()
+    expect(first.page.locator("#figure-queue")).to_have_text("1 of 1", timeout=10_000)
+    second = open_studio(server.http, script=WITHOUT_CAMERA, locale="zh-CN")
+    second.page.click("#start")
+    notice = second.page.locator("#notice")
+    expect(notice).to_contain_text("服务器已满")
+    assert not second.violations()
+    first.stop()
+    notice.get_by_role("button", name="重试").click()
+    second.wait_for_results()
+    expect(notice).to_be_hidden()
+
+
+def test_model_loading_with_progress(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    loaded = threading.Event()
+
+    def load(report: Callable[[str], None]) -> FakeRunner:
+        report("building engine 2 of 3")
+        assert loaded.wait(60)
+        return FakeRunner()
+
+    server = make_server(create_runner=load)
+    studio = open_studio(server.http, script=WITHOUT_CAMERA)
+    try:
+        studio.page.click("#start")
+        notice = studio.page.locator("#notice")
+        expect(notice).to_contain_text("The model is loading")
+        expect(notice).to_contain_text("building engine 2 of 3")
+        expect(notice.locator("progress")).to_be_visible()
+        assert not studio.violations()
+    finally:
+        loaded.set()
+    studio.wait_for_results()
+    expect(notice).to_be_hidden()
+
+
+def test_timeout(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server(server={"timeout": 0.5})
+    studio = open_studio(server.http, script=WITHOUT_CAMERA)
+    studio.start()
+    # A camera that stops giving pictures: nothing is sent any more.
+    studio.page.evaluate("HTMLCanvasElement.prototype.toBlob = () => {}")
+    notice = studio.page.locator("#notice")
+    expect(notice).to_contain_text("Stopped after a long silence", timeout=10_000)
+    expect(studio.page.locator("#start")).to_have_text("Start")
+
+
+def test_the_same_user_in_two_pages(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server()
+    first = open_studio(f"{server.http}/?user=ann", script=WITHOUT_CAMERA)
+    first.start()
+    second = open_studio(f"{server.http}/?user=ann", script=WITHOUT_CAMERA)
+    second.start()
+    expect(first.page.locator("#notice")).to_contain_text("Continued somewhere else")
+    second.wait_for_results(3)
+
+
+def test_a_user_id_that_the_server_refuses(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server()
+    studio = open_studio(f"{server.http}/?user=a%20b", script=WITHOUT_CAMERA)
+    studio.page.click("#start")
+    expect(studio.page.locator("#notice")).to_contain_text("must be 1 to 128 letters")
+
+
+def test_a_frame_that_fails_is_told_and_the_stream_goes_on(
+    make_server: MakeServer, open_studio: OpenStudio
+) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.fill("#prompt", "nan")
+    studio.page.press("#prompt", "Enter")
+    expect(studio.page.locator("#toast")).to_contain_text("could not be made")
+    studio.prompt("all is well")
+
+
+class EveryField(BaseModel):
+    prompt: str = Field("a cat", title="Prompt", json_schema_extra={"field": "textarea"})
+    amount: float = Field(0.5, title="Amount", ge=0, le=2, json_schema_extra={"field": "range", "step": 0.25})
+    count: int = Field(3, title="Count", ge=1, le=9, json_schema_extra={"field": "range"})
+    seed: int = Field(7, title="Seed", ge=0, le=2**53 - 1, json_schema_extra={"field": "seed"})
+    smooth: bool = Field(True, title="Smooth", json_schema_extra={"field": "checkbox"})
+    look: Literal["plain", "rich"] = Field("plain", title="Look", json_schema_extra={"field": "select"})
+    note: str = Field("", title="Note", description="Anything.", json_schema_extra={"field": "input"})
+    num_inference_steps: int = Field(1, title="Hidden", json_schema_extra={"hide": True})
+    guidance_scale: float = Field(1.0, title="Hidden", json_schema_extra={"hide": True})
+
+
+def test_controls_are_what_the_server_describes(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """A pipeline's own parameters appear by themselves, and are sent by their names, with their types."""
+    server = make_server()
+    server.image.Params = EveryField
+    studio = open_studio(server.http, script=WITHOUT_CAMERA)
+    page = studio.page
+    assert page.input_value("#prompt") == "a cat"
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data))))
+    page.get_by_label("Amount").first.fill("1.25")
+    page.get_by_label("Count").last.fill("4")
+    page.get_by_label("Seed").fill("9007199254740991")
+    page.get_by_label("Smooth").uncheck()
+    page.get_by_label("Look").select_option("rich")
+    page.get_by_label("Note").fill("x")
+    expect(page.get_by_label("Hidden")).to_have_count(0)
+    page.get_by_role("button", name="What is this?").click()
+    expect(page.get_by_text("Anything.")).to_be_visible()
+    assert not studio.violations()
+    page.keyboard.press("Escape")
+    studio.start()
+    parameters = next(text for text in sent if "amount" in text)
+    for part in ('"amount":1.25', '"count":4', '"smooth":false', '"look":"rich"', '"note":"x"'):
+        assert part in parameters, parameters
+    assert '"seed":9007199254740991' in parameters
+    assert "num_inference_steps" not in parameters
