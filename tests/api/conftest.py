@@ -68,6 +68,8 @@ class Server:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, args=(listener,), daemon=True)
         self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
 
     def _run(self, listener: socket.socket) -> None:
         async def serve() -> None:
