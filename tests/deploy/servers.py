@@ -1,0 +1,156 @@
+"""Real servers of the embedded model and a real HAProxy with the configuration that is shipped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = ROOT / "deploy/haproxy/haproxy.cfg"
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "STREAMDIFFUSION_MODEL__MODEL_ID": str(ROOT / "models/mini"),
+    "STREAMDIFFUSION_MODEL__ACCELERATION": "none",
+    "STREAMDIFFUSION_MODEL__THREADS": "1",
+    "STREAMDIFFUSION_PIPELINE__WIDTH": "64",
+    "STREAMDIFFUSION_PIPELINE__HEIGHT": "64",
+    "STREAMDIFFUSION_PIPELINE__WARMUP": "1",
+    "STREAMDIFFUSION_PERFORMANCE__CODEC_THREADS": "1",
+    "STREAMDIFFUSION_SERVER__HOST": "127.0.0.1",
+    "STREAMDIFFUSION_SERVER__LOG_LEVEL": "warning",
+}
+"""Of a server that costs little."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a GET; status 0 while nobody answers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except (OSError, HTTPException):
+        return 0, ""
+    finally:
+        connection.close()
+
+
+class Process:
+    """A child process; its output goes to a file."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self.child = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **(environment or {})},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def end(self, number: signal.Signals) -> float:
+        """Send a signal and wait. Returns how many seconds the end took."""
+        began = time.monotonic()
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        try:
+            self.child.wait(15)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        return time.monotonic() - began
+
+    def wait_for(self, port: int, path: str, within: float = 180.0) -> None:
+        """Wait until a GET answers 200.
+
+        Raises:
+            RuntimeError: if the process ends before, or takes too long.
+        """
+        deadline = time.monotonic() + within
+        while get(port, path)[0] != 200:
+            if self.child.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"not ready; its log:\n{self._log.read_text()}")
+            time.sleep(0.1)
+
+
+class Server(Process):
+    """One server of the embedded model."""
+
+    def __init__(self, name: str, folder: Path, port: int | None = None) -> None:
+        self.name = name
+        self.port = port or free_port()
+        command = [sys.executable, "-m", "app.main"]
+        environment = {**ENVIRONMENT, "STREAMDIFFUSION_SERVER__PORT": str(self.port)}
+        super().__init__(command, folder / f"{name}.log", environment)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the warm-up."""
+        self.wait_for(self.port, "/health/ready")
+
+    def metric(self, name: str) -> float:
+        """A metric without labels."""
+        found = re.search(rf"^{name} (\S+)$", get(self.port, "/metrics")[1], re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+
+class Proxy(Process):
+    """HAProxy as it is shipped, in front of other servers and on other ports."""
+
+    def __init__(self, servers: dict[str, int], folder: Path) -> None:
+        executable = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+        assert executable, "install haproxy"
+        self.port, self.admin, self.statistics = free_port(), free_port(), free_port()
+        text = CONFIGURATION.read_text()
+        for shipped, port in (("8000", self.port), ("8404", self.statistics)):
+            text = _replaced(text, f"bind :{shipped}", f"bind 127.0.0.1:{port}")
+        text = _replaced(text, "ipv4@:9999", f"ipv4@127.0.0.1:{self.admin}")
+        listed = "".join(f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
+        text, count = re.subn(r"(?:^    server gpu-\d .*\n)+", listed, text, flags=re.MULTILINE)
+        assert count == 1
+        path = folder / "haproxy.cfg"
+        path.write_text(text)
+        super().__init__([executable, "-db", "-f", str(path)], folder / "haproxy.log")
+
+    @property
+    def url(self) -> str:
+        """Where users go."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self, line: str) -> str:
+        """Run a command of HAProxy's runtime API."""
+        with socket.create_connection(("127.0.0.1", self.admin), timeout=5) as connection:
+            connection.sendall(f"{line}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        return answer.decode()
+
+    def state(self, server: str) -> str:
+        """UP, DOWN, DRAIN, …, as HAProxy sees a server."""
+        rows = [line.split(",") for line in self.command("show stat").splitlines() if line]
+        status = rows[0].index("status")
+        return next(row[status] for row in rows if row[:2] == ["servers", server]).split()[0]
+
+
+def _replaced(text: str, shipped: str, ours: str) -> str:
+    assert text.count(shipped) == 1, shipped
+    return text.replace(shipped, ours)

@@ -1,0 +1,200 @@
+"""Three servers behind HAProxy as it is configured in deploy/haproxy, and twelve users.
+
+Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.servers import Proxy, Server, free_port, get
+from tests.deploy.users import User, connected, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+NAMES = ("gpu-0", "gpu-1", "gpu-2")
+LATER = "gpu-3"
+
+
+class Cluster:
+    """Three servers, the place of a fourth, and the proxy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.servers: dict[str, Server] = {}
+        self.ports = {name: free_port() for name in (*NAMES, LATER)}
+        self.proxy = Proxy(self.ports, folder)
+
+    def start(self, *names: str) -> None:
+        """Start servers, again if need be, and wait until users are sent to them."""
+        for name in names:
+            self.servers[name] = Server(name, self.folder, self.ports[name])
+        for name in names:
+            self.servers[name].wait_until_ready()
+            assert not self.proxy.command(f"set server servers/{name} state ready").strip()
+        deadline = time.monotonic() + 10
+        while any(self.proxy.state(name) != "UP" for name in names):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def drain(self, name: str) -> None:
+        assert not self.proxy.command(f"set server servers/{name} state drain").strip()
+
+    def users(self, count: int = 12) -> list[User]:
+        return [User(self.proxy.url) for _ in range(count)]
+
+    def end(self) -> None:
+        for process in (self.proxy, *self.servers.values()):
+            process.end(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start(*NAMES)
+        yield cluster
+    finally:
+        cluster.end()
+
+
+@pytest.fixture
+def cluster(processes: Cluster) -> Iterator[Cluster]:
+    """All three servers up before a test, and the fourth down after it."""
+    dead = [name for name in NAMES if processes.servers[name].child.poll() is not None]
+    processes.start(*dead)
+    yield processes
+    if LATER in processes.servers:
+        processes.servers.pop(LATER).end(signal.SIGTERM)
+    for name in NAMES:
+        processes.proxy.command(f"set server servers/{name} state ready")
+
+
+def home(user: User) -> str:
+    """The server that a user was last on, socket and stream."""
+    socket, stream = user.servers[-1]
+    assert socket is not None
+    assert socket == stream, f"socket on {socket}, stream on {stream}"
+    return socket
+
+
+def undisturbed(users: list[User]) -> None:
+    """Nobody's connection closed and no frame is missing."""
+    for user in users:
+        assert not user.closed
+        assert not user.errors
+        assert not user.lost()
+
+
+async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -> None:
+    users = cluster.users()
+    async with connected(*users):
+        await asyncio.sleep(2)
+        homes = [home(user) for user in users]
+        assert set(homes) == set(NAMES)
+        for name, server in cluster.servers.items():
+            assert server.metric("streamdiffusion_sessions") == homes.count(name)
+    undisturbed(users)
+
+
+async def test_only_the_users_of_a_killed_server_notice(cluster: Cluster) -> None:
+    users = cluster.users()
+    async with connected(*users):
+        await asyncio.sleep(1)
+        killed = home(users[0])
+        there = [user for user in users if home(user) == killed]
+        elsewhere = [user for user in users if user not in there]
+        moment = time.monotonic()
+        cluster.servers[killed].end(signal.SIGKILL)
+        await until(lambda: all(user.closed for user in there), "closed sockets")
+        await until(
+            lambda: all(user.results[-1][1] > user.closed[-1] for user in there),
+            "results from another server",
+        )
+        await asyncio.sleep(2)
+        for user in there:
+            again = next(at for at in user.connected if at > moment)
+            assert home(user) != killed
+            assert user.first_result_after(again) - again < 1.0
+            assert user.first_part_after(again) - again < 1.0
+            assert not user.errors
+    undisturbed(elsewhere)
+    assert all(user.longest_gap(moment - 0.5, moment + 2) < 1.0 for user in elsewhere)
+
+
+async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
+    users = cluster.users()
+    async with connected(*users):
+        before = [home(user) for user in users]
+        await asyncio.to_thread(cluster.start, LATER)
+        # Another tab, or a player: one more viewer of a user who is long connected.
+        for user, name in zip(users, before, strict=True):
+            assert await another_stream(user) == name
+        newcomers = cluster.users()
+        async with connected(*newcomers):
+            assert LATER in {home(user) for user in newcomers}
+        undisturbed(newcomers)
+        assert [home(user) for user in users] == before
+    undisturbed(users)
+
+
+async def test_drain_disturbs_nobody(cluster: Cluster) -> None:
+    users = cluster.users()
+    async with connected(*users):
+        drained = home(users[0])
+        cluster.drain(drained)
+        await until(lambda: cluster.proxy.state(drained) == "DRAIN", "drain")
+        newcomers = cluster.users()
+        async with connected(*newcomers):
+            await asyncio.sleep(1)
+            assert drained not in {home(user) for user in newcomers}
+            assert await another_stream(users[0]) == drained  # its user is still there
+        undisturbed(newcomers)
+    undisturbed(users)
+
+
+async def test_rolling_update_as_documented(cluster: Cluster) -> None:
+    users = cluster.users()
+    async with connected(*users):
+        for name in NAMES:
+            cluster.drain(name)
+            old = cluster.servers[name]
+            # The time to wait for its users is over; who is still there moves.
+            assert await asyncio.to_thread(old.end, signal.SIGTERM) < 10
+            await asyncio.to_thread(cluster.start, name)
+        await asyncio.sleep(1)
+        for user in users:
+            home(user)
+            assert time.monotonic() - user.results[-1][2] < 1.0
+            for closed in user.closed:
+                again = next(at for at in user.connected if at > closed)
+                assert again - closed < 2.0
+                assert user.first_result_after(again) - again < 1.0
+
+
+async def another_stream(user: User) -> str | None:
+    """The server that answers one more viewer of a user."""
+    viewer = User(user.url, name=user.name)
+    watching = asyncio.create_task(viewer.watch(None))
+    try:
+        await until(lambda: viewer.parts, "picture for another viewer")
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    return viewer.servers[-1][1]
+
+
+def test_statistics_are_for_prometheus_and_replicas_metrics_not_for_the_public(cluster: Cluster) -> None:
+    status, text = get(cluster.proxy.statistics, "/metrics")
+    assert status == 200
+    states = re.findall(r'haproxy_server_status\{proxy="servers",server="(gpu-\d)",state="UP"\} 1', text)
+    assert sorted(states) == list(NAMES)
+    assert get(cluster.proxy.port, "/metrics")[0] == 404
+    assert all(get(server.port, "/metrics")[0] == 200 for server in cluster.servers.values())
