@@ -42,7 +42,7 @@ class Service:
             width=pipeline.width,
             height=pipeline.height,
             max_pixels=server.max_image_pixels,
-            threads=self.settings.performance.codec_threads or min(8, os.cpu_count() or 1),
+            threads=self.settings.performance.codec_threads or min(8, len(os.sched_getaffinity(0))),
         )
         self.metrics = Metrics(self.registry, self.engine)
 

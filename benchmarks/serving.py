@@ -1,0 +1,310 @@
+"""The serving layer alone: a pass-through runner under the real engine and server.
+
+    python -m benchmarks.serving [--seconds 6] [--users 1 4 16 64] [--name serving]
+
+The server runs in a process of its own on one core, the front ends on another. Reported are frames a
+second, the age of a result when the front end has it, and the server's CPU time for a frame beside the
+time of the codec's decode + encode for the same picture on the same core in the same run. The last part
+gives the runner a tick of 20 ms and each of 16 users a camera of 20 fps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from app.core.messages import Image, Row
+from benchmarks.front_end import Record, User, Viewer
+from benchmarks.results import save, summary
+
+SIZE = 512
+QUALITY = 85
+MAX_PIXELS = SIZE * SIZE
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+SERVER_CORE, CLIENT_CORE = 0, 1
+
+
+class PassThrough:
+    """A runner that gives every picture back; with ``tick`` its device is that long at it, in seconds."""
+
+    free_rows = 1
+    description: Mapping[str, str | int | bool] = {"model": "pass-through"}
+
+    def __init__(self, tick: float) -> None:
+        self.tick = tick
+
+    def encode(self, text: str) -> str:
+        """The text itself."""
+        return text
+
+    def launch(self, rows: tuple[Row, ...]) -> Batch:
+        """Nothing runs."""
+        return Batch(rows, time.monotonic() + self.tick)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+@dataclass
+class Batch:
+    """Rows that are done at a certain time."""
+
+    rows: tuple[Row, ...]
+    done_at: float
+
+    @property
+    def batch(self) -> int:
+        """The bucket."""
+        return next(size for size in BUCKETS if size >= len(self.rows))
+
+    def wait_forward(self) -> None:
+        """Sleep as long as a device would work."""
+        if (remaining := self.done_at - time.monotonic()) > 0:
+            time.sleep(remaining)
+
+    def complete(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.done_at
+
+    def collect(self) -> list[Image | None]:
+        """The pictures of the rows that finish."""
+        self.wait_forward()
+        return [row.frame.image for row in self.rows if row.finishes]
+
+
+def picture(kilobytes: int, subsampling: str, quality: int, seed: int) -> bytes:
+    """A JPEG of about the size wanted: waves with as much noise as it takes."""
+    import cv2
+    import simplejpeg
+
+    random = np.random.default_rng(seed)
+    grain = cv2.GaussianBlur(random.normal(0, 1, (SIZE, SIZE, 3)).astype(np.float32), (0, 0), 0.7)
+    x, y = np.meshgrid(np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32))
+    waves = np.stack([np.sin(x / 40 + seed), np.sin(y / 30 + seed), np.sin((x + y) / 60)], -1) * 60 + 127
+    low, high = 0.0, 200.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        image = (waves + grain * middle).clip(0, 255).astype(np.uint8)
+        data: bytes = simplejpeg.encode_jpeg(image, quality, "RGB", subsampling)
+        low, high = (middle, high) if len(data) < kilobytes * 1000 else (low, middle)
+    return data
+
+
+def codec_cost(pictures: Sequence[bytes], seconds: float = 1.5) -> float:
+    """CPU milliseconds that decoding and encoding one picture takes, on this thread."""
+    import simplejpeg
+
+    count, began = 0, time.thread_time()
+    while (spent := time.thread_time() - began) < seconds:
+        image = simplejpeg.decode_jpeg(pictures[count % len(pictures)], "RGB")
+        simplejpeg.encode_jpeg(image, QUALITY, "RGB", "420")
+        count += 1
+    return spent / count * 1000
+
+
+def serve(port: int, tick: float, kinds: Mapping[str, Sequence[bytes]], pipe: Connection) -> None:
+    """The server's process: the codec's cost first, then the server until it is killed."""
+    os.sched_setaffinity(0, {SERVER_CORE})
+    from pydantic import BaseModel
+
+    from app import main
+    from app.config.schema import Settings
+    from app.core.engine import Engine
+    from app.core.messages import Mode, Plan
+
+    class Params(BaseModel):
+        prompt: str = ""
+        guidance_scale: float = 7.5
+
+    class Planner:
+        def __init__(self, mode: Mode) -> None:
+            self.mode = mode
+            self.Params = Params
+
+        def plan(self, params: Any) -> Plan:
+            return Plan(self.mode, params.prompt, None, 0, (499,), 1.0, 1.0)
+
+    pipe.send({kind: codec_cost(pictures) for kind, pictures in kinds.items()})
+    settings = Settings.model_validate(
+        {
+            "pipeline": {"width": SIZE, "height": SIZE},
+            "performance": {"jpeg_quality": QUALITY},
+            "server": {"host": "127.0.0.1", "port": port, "log_level": "warning"},
+        }
+    )
+    engine = Engine(lambda _report: PassThrough(tick), buckets=BUCKETS, stream_batch=False)
+    planners: Any = {"image": Planner("image"), "video": Planner("video")}
+    main.serve(main.create_app(settings, build=lambda _settings: (engine, planners)), settings)
+
+
+class Server:
+    """A server's process, from the outside."""
+
+    def __init__(self, tick: float, kinds: Mapping[str, Sequence[bytes]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self.port = 18000 + os.getpid() % 1000
+        self._process = context.Process(target=serve, args=(self.port, tick, kinds, theirs), daemon=True)
+        self._process.start()
+        self.codec: dict[str, float] = ours.recv()
+        assert self._process.pid is not None
+        self._watched = psutil.Process(self._process.pid)
+        while True:
+            try:
+                if httpx.get(f"http://127.0.0.1:{self.port}/health/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds so far, user and system."""
+        times = self._watched.cpu_times()
+        return times.user + times.system
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.join()
+
+
+async def load(
+    server: Server,
+    pictures: list[bytes],
+    *,
+    users: int,
+    seconds: float,
+    watch: bool = False,
+    fps: float | None = None,
+) -> dict[str, Any]:
+    """Let users stream for a while, the first second not counted."""
+    loop = asyncio.get_running_loop()
+    host = f"127.0.0.1:{server.port}"
+    records = [Record() for _ in range(users)]
+    shown: deque[float] = deque()
+    protocols: list[User | Viewer] = []
+    for number, record in enumerate(records):
+        name = f"user-{number}"
+
+        def user(name: str = name, record: Record = record) -> User:
+            return User(host, name, pictures, record, fps)
+
+        def viewer(name: str = name) -> Viewer:
+            return Viewer(host, name, shown)
+
+        for factory in (user, viewer) if watch else (user,):
+            _, protocol = await loop.create_connection(factory, "127.0.0.1", server.port)
+            protocols.append(protocol)
+    await asyncio.sleep(1)
+    began, cpu = time.monotonic(), server.cpu
+    asked = await ask_queue(server, seconds)
+    ended, cpu = time.monotonic(), server.cpu - cpu
+    for protocol in protocols:
+        protocol.close()
+    await asyncio.sleep(0.2)
+    found = [
+        (when, age)
+        for record in records
+        for when, age in zip(record.times, record.ages, strict=True)
+        if began <= when < ended
+    ]
+    ages = [age * 1000 for _, age in sorted(found)]
+    quarter = max(1, len(ages) // 4)
+    figures: dict[str, Any] = {
+        "users": users,
+        "frames_per_second": round(len(found) / (ended - began), 1),
+        "age_ms": percentiles(ages),
+        "age_p50_ms_by_quarter": [
+            round(float(np.median(ages[part * quarter : (part + 1) * quarter])), 2) for part in range(4)
+        ],
+        "cpu_ms_per_frame": round(cpu / len(found) * 1000, 3),
+        "queue_ms": percentiles(asked),
+    }
+    if watch:
+        figures["stream_frames_per_second"] = round(
+            sum(began <= when < ended for when in shown) / (ended - began), 1
+        )
+    if fps is not None:
+        figures["frames_per_user"] = summary(
+            [sum(began <= when < ended for when in record.times) / (ended - began) for record in records]
+        )
+    return figures
+
+
+async def ask_queue(server: Server, seconds: float) -> list[float]:
+    """Milliseconds that `/api/queue` takes, asked five times a second on one connection."""
+    answers = []
+    async with httpx.AsyncClient() as http:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            began = time.monotonic()
+            await http.get(f"http://127.0.0.1:{server.port}/api/queue")
+            answers.append((time.monotonic() - began) * 1000)
+            await asyncio.sleep(0.2)
+    return answers
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99."""
+    return {f"p{level}": round(float(np.percentile(values, level)), 2) for level in (50, 95, 99)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--name", default="serving", help="of the file in benchmarks/results")
+    arguments = parser.parse_args()
+    kinds = {
+        "50 kB 4:2:0": [picture(50, "420", 85, seed) for seed in range(4)],
+        "250 kB 4:4:4": [picture(250, "444", 98, seed) for seed in range(4)],
+    }
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    figures: dict[str, Any] = {"load_before": os.getloadavg()[0], "pass_through": []}
+    for watch in (False, True):
+        for kind, pictures in kinds.items():
+            for users in arguments.users:
+                server = Server(0.0, {kind: pictures})
+                try:
+                    run = asyncio.run(
+                        load(server, pictures, users=users, seconds=arguments.seconds, watch=watch)
+                    )
+                finally:
+                    server.stop()
+                codec = server.codec[kind]
+                run |= {
+                    "picture": kind,
+                    "results_by": "socket and stream" if watch else "socket",
+                    "codec_ms_per_frame": round(codec, 3),
+                    "ratio": round(run["cpu_ms_per_frame"] / codec, 3),
+                }
+                figures["pass_through"].append(run)
+                print(run, flush=True)
+    kind = "50 kB 4:2:0"
+    server = Server(0.02, {kind: kinds[kind]})
+    try:
+        figures["tick_20_ms"] = asyncio.run(
+            load(server, kinds[kind], users=16, seconds=4 * arguments.seconds, fps=20)
+        )
+    finally:
+        server.stop()
+    print(figures["tick_20_ms"])
+    print(save(arguments.name, figures))
+
+
+if __name__ == "__main__":
+    main()
