@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from app.core.messages import FrameIn, Plan, Row, SessionKey
 from app.core.scheduler import Scheduler
@@ -244,6 +243,10 @@ def test_a_row_is_dropped_once() -> None:
 # -- any order ----------------------------------------------------------------------------------------
 
 
+USERS = st.sampled_from("abcdef")
+PROMPTS = st.sampled_from("xyz")
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Users come, offer, change their mind and leave; rows fail; memory runs out; ticks go on."""
 
@@ -251,7 +254,6 @@ class AnyOrder(RuleBasedStateMachine):
     free_rows = 1
     stream_batch = False
     most_steps = 2
-    sessions: Bundle[SessionKey] = Bundle("sessions")
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,6 +266,7 @@ class AnyOrder(RuleBasedStateMachine):
         )
         self.slots = self.buckets[-1]
         self.count = 0
+        self.epochs: Counter[str] = Counter()
         self.present: set[SessionKey] = set()
         self.waiting: dict[SessionKey, FrameIn] = {}
         self.flying: dict[int, FrameIn] = {}  # by number
@@ -273,36 +276,38 @@ class AnyOrder(RuleBasedStateMachine):
 
     # What happens around the scheduler.
 
-    @rule(target=sessions)
-    def come(self) -> SessionKey:
+    @rule(user=USERS, steps=st.integers(1, 4), prompt=PROMPTS)
+    def offer(self, user: str, steps: int, prompt: str) -> None:
         self.count += 1
-        key = SessionKey(f"user {self.count}", self.count)
-        self.present.add(key)
-        return key
-
-    @rule(key=sessions, steps=st.integers(1, 4), prompt=st.sampled_from("xyz"))
-    def offer(self, key: SessionKey, steps: int, prompt: str) -> None:
-        self.count += 1
+        key = SessionKey(user, self.epochs[user])
         plan = Plan("video", prompt, None, 0, tuple(range(min(steps, self.most_steps))), 1.0, 1.0)
         new = FrameIn(key, self.count, plan, None, received_at=0.0)
         assert self.scheduler.offer(new) is self.waiting.get(key)
         self.waiting[key] = new
+        self.present.add(key)
         self.patience.setdefault(key, self.bound())
 
-    @rule(key=consumes(sessions))
-    def leave(self, key: SessionKey) -> None:
-        self.discard(key)
+    @rule(user=USERS)
+    def leave(self, user: str) -> None:
+        key = SessionKey(user, self.epochs[user])
+        self.epochs[user] += 1
         self.present.discard(key)
-
-    @rule(key=sessions)
-    def withdraw(self, key: SessionKey) -> None:
-        waits = self.waiting.pop(key, None)
+        self.scheduler.discard(key)
+        self.waiting.pop(key, None)
         self.patience.pop(key, None)
+        for flying in [flying for flying in self.flying.values() if flying.session == key]:
+            self.end(flying)
+
+    @rule(user=USERS)
+    def withdraw(self, user: str) -> None:
+        key = SessionKey(user, self.epochs[user])
+        self.patience.pop(key, None)
+        waits = self.waiting.pop(key, None)
         if waits is not None:
             assert self.scheduler.withdraw(waits)
             assert not self.scheduler.withdraw(waits)
 
-    @rule(prompts=st.sets(st.sampled_from("xyz")))
+    @rule(prompts=st.sets(PROMPTS))
     def encode(self, prompts: set[str]) -> None:
         self.missing = prompts
 
@@ -311,29 +316,39 @@ class AnyOrder(RuleBasedStateMachine):
         self.scheduler.limit(rows)
         assert self.scheduler.capacity == max(1, min(rows, self.slots))
 
-    @rule(chance=st.randoms(use_true_random=False), fails=st.booleans(), leaves=st.booleans())
-    def tick(self, chance: random.Random, fails: bool, leaves: bool) -> None:
+    @rule(fails=st.integers(0, 20), leaves=st.none() | USERS)
+    def tick(self, fails: int = 20, leaves: str | None = None) -> None:
         rows = self.scheduler.next_rows()
         self.check(rows)
-        if leaves and self.present:  # while the device works
-            self.discard(chance.choice(sorted(self.present)))
-        if fails and rows:
-            broken = chance.choice(rows)
-            self.scheduler.drop(broken)
-            self.end(broken.frame)
-            rows = tuple(row for row in rows if row is not broken)
+        if leaves is not None:  # while the device works
+            self.leave(leaves)
+        if fails < len(rows):
+            self.scheduler.drop(rows[fails])
+            self.end(rows[fails].frame)
+            rows = (*rows[:fails], *rows[fails + 1 :])
         self.scheduler.advance(rows)
         for row in rows:
             if row.finishes:
                 self.end(row.frame)
 
-    @rule(target=sessions)
-    def newcomer(self) -> SessionKey:
-        """Comes, offers, and a tick goes by: a stream of those is what starves others most easily."""
-        key: SessionKey = self.come()  # type: ignore[assignment] # one, not several
-        self.offer(key, 1, "x")
-        self.tick(random.Random(0), fails=False, leaves=False)
-        return key
+    @rule(ticks=st.integers(2, 20))
+    def go_on(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.tick()
+
+    @rule(newcomers=st.integers(1, 20))
+    def rush(self, newcomers: int) -> None:
+        """One after the other they come, wait for a tick, and leave."""
+        for _ in range(newcomers):
+            self.offer("newcomer", 1, "x")
+            self.tick()
+            self.leave("newcomer")
+
+    @rule(steps=st.integers(1, 4))
+    def crowd(self, steps: int) -> None:
+        """Everybody at once."""
+        for user in "abcdef":
+            self.offer(user, steps, "x")
 
     # What must hold.
 
@@ -347,13 +362,6 @@ class AnyOrder(RuleBasedStateMachine):
         if self.flying.pop(frame.number, None) is not None:
             self.ended[frame.number] += 1
         self.stood.pop(frame.number, None)
-
-    def discard(self, key: SessionKey) -> None:
-        self.scheduler.discard(key)
-        self.waiting.pop(key, None)
-        self.patience.pop(key, None)
-        for flying in [flying for flying in self.flying.values() if flying.session == key]:
-            self.end(flying)
 
     def check(self, rows: tuple[Row, ...]) -> None:
         assert len(rows) <= self.scheduler.capacity
@@ -413,7 +421,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Left alone, everything that waits or flies ends."""
         self.missing = set()
         for _ in range(self.most_steps * (len(self.flying) + len(self.waiting))):
-            self.tick(random.Random(0), fails=False, leaves=False)
+            self.tick()
         assert not self.flying
         assert not self.waiting
         assert not self.scheduler.next_rows()
@@ -426,7 +434,7 @@ class AnyOrderWithStreamBatch(AnyOrder):
     most_steps = 4
 
 
-EFFORT = settings(max_examples=100, stateful_step_count=50, deadline=None, derandomize=True)
+EFFORT = settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = EFFORT
 TestAnyOrderWithStreamBatch = AnyOrderWithStreamBatch.TestCase
