@@ -1,0 +1,223 @@
+"""One user's connection, opened again by itself when it is lost.
+
+Every frame carries all parameters, and is a pure function of them and of its picture. So a change is in
+force from the next frame on, and a frame that was lost with a connection can simply be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from streamdiffusion_client.errors import FINAL_CODES, FrameError, refusal
+from streamdiffusion_client.result import Result, decode_result
+
+FIRST_DELAY, LAST_DELAY = 0.25, 5.0
+"""Seconds between attempts to connect again; doubled from the first to the last."""
+
+
+class Client:
+    """A connection to a server.
+
+    Args:
+        server: its address, for example ``http://localhost:8000``.
+        user: 1 to 128 letters, digits and ``- . _ ~``; random by default.
+        mode: ``image``, where every frame has a picture, or ``video``, where none has.
+        parameters: of the first frame; `parameters` can be changed at any time.
+        format: of the results' pictures.
+        quality: of the results' pictures, 1 to 100; None is the server's own.
+
+    Use it as an async context manager, and from one task at a time.
+    """
+
+    def __init__(
+        self,
+        server: str = "http://localhost:8000",
+        *,
+        user: str | None = None,
+        mode: Literal["image", "video"] = "image",
+        parameters: Mapping[str, Any] | None = None,
+        format: Literal["jpeg", "webp"] = "jpeg",  # noqa: A002 - the name in the protocol
+        quality: int | None = None,
+    ) -> None:
+        self.user = user or uuid.uuid4().hex
+        self.mode = mode
+        self.parameters: dict[str, Any] = dict(parameters or {})
+        query: dict[str, Any] = {"mode": mode, "output": "ws", "format": format}
+        if quality is not None:
+            query["quality"] = quality
+        base = server.rstrip("/")
+        self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{self.user}?{urlencode(query)}"
+        self.stream_address = f"{base}/api/stream/{self.user}"
+        """Where the results can also be watched, as an image stream."""
+        self._socket: ClientConnection | None = None
+        self._credit = False
+        self._live = False
+        self._message = ""
+        self._frame_id = 0
+        self._source_ended = False
+
+    async def __aenter__(self) -> Client:
+        await self._connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._socket is not None:
+            await self._socket.close()
+            self._socket = None
+
+    async def render(self, picture: bytes | None = None) -> Result:
+        """Make one frame, and wait for its result.
+
+        Raises:
+            FrameError: if the server cannot take or make it.
+            RefusedError: if the server ended the connection for good.
+        """
+        result = None
+        while result is None:
+            result = await self._try_to_render(picture)
+        return result
+
+    async def stream(self, pictures: AsyncIterable[bytes | None]) -> AsyncGenerator[Result, None]:
+        """Send pictures as fast as the server takes them, and yield results as they come.
+
+        A picture is asked for when there is room for one, so a camera should yield what it sees then. Ends
+        with the result of the last picture. In video mode pictures are None, and only set the pace.
+
+        Raises:
+            FrameError: if the server cannot take or make a frame; the connection lives on.
+            RefusedError: if the server ended the connection for good.
+        """
+        source = aiter(pictures)
+        self._source_ended = False
+        while not self._source_ended:
+            try:
+                async with aclosing(self._exchange(source)) as results:
+                    async for result in results:
+                        yield result
+            except ConnectionClosed as closed:  # noqa: PERF203 - once a connection, not once a frame
+                await self._reconnect(closed)
+
+    async def _try_to_render(self, picture: bytes | None) -> Result | None:
+        """`render`; None if the connection was lost and opened again."""
+        try:
+            while not self._credit:
+                self._take(await self._receive())
+            frame_id = await self._send(picture)
+            while True:
+                result = self._take(await self._receive())
+                if result is not None and result.frame_id == frame_id:
+                    return result
+        except ConnectionClosed as closed:
+            await self._reconnect(closed)
+            return None
+
+    async def _exchange(self, source: AsyncIterator[bytes | None]) -> AsyncGenerator[Result, None]:
+        """`stream`, until the connection is lost."""
+        last_sent: int | None = None
+        last_seen: int | None = None
+        receiving: asyncio.Future[str | bytes] | None = None
+        feeding: asyncio.Future[int | None] | None = None
+        try:
+            while not (self._source_ended and last_seen == last_sent):
+                receiving = receiving or asyncio.ensure_future(self._receive())
+                if self._credit and feeding is None and not self._source_ended:
+                    feeding = asyncio.ensure_future(self._feed(source))
+                waiting: set[asyncio.Future[Any]] = {receiving} if feeding is None else {receiving, feeding}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if feeding is not None and feeding.done():
+                    sent, feeding = feeding.result(), None
+                    self._source_ended = sent is None
+                    last_sent = last_sent if sent is None else sent
+                if receiving.done():
+                    # None while the caller has the result, so that no message is lost if it stops there.
+                    message, receiving = receiving.result(), None
+                    if (result := self._take(message)) is not None:
+                        last_seen = result.frame_id
+                        yield result
+        finally:
+            for task in (receiving, feeding):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
+
+    async def _feed(self, source: AsyncIterator[bytes | None]) -> int | None:
+        """Send the next picture. Returns its frame's id, or None if there is none left."""
+        try:
+            picture = await anext(source)
+        except StopAsyncIteration:
+            return None
+        return await self._send(picture)
+
+    async def _send(self, picture: bytes | None) -> int:
+        assert self._socket is not None, "the client is not connected; use `async with`"
+        self._credit = False
+        frame_id = self._frame_id
+        self._frame_id += 1
+        tagged = {**self.parameters, "frame_id": frame_id, "frame_time": time.monotonic()}
+        await self._socket.send('{"status": "next_frame"}')
+        await self._socket.send(json.dumps(tagged))
+        if self.mode == "image":
+            await self._socket.send(picture or b"")
+        return frame_id
+
+    async def _receive(self) -> str | bytes:
+        assert self._socket is not None, "the client is not connected; use `async with`"
+        message: str | bytes = await self._socket.recv()
+        return message
+
+    def _take(self, message: str | bytes) -> Result | None:
+        """Take note of a message; the result, if it is one."""
+        if isinstance(message, bytes):
+            return decode_result(message)
+        said = json.loads(message)
+        status = said["status"]
+        if status == "connected":
+            self._live = True
+        elif status == "send_frame":
+            self._credit = True
+        elif status in {"error", "timeout"}:
+            self._message = said.get("message", "")
+            # Before `connected`, and after `timeout`, the close that follows says more.
+            if status == "error" and self._live:
+                raise FrameError(self._message)
+        return None
+
+    async def _connect(self) -> None:
+        self._credit = self._live = False
+        # Pictures are compressed already.
+        self._socket = await connect(self._address, compression=None, max_size=None)
+
+    async def _reconnect(self, closed: ConnectionClosed) -> None:
+        """Connect until it succeeds. Raises RefusedError if the server closed the connection for good."""
+        delay = FIRST_DELAY
+        while True:
+            code = closed.rcvd.code if closed.rcvd is not None else None
+            if code in FINAL_CODES:
+                assert code is not None
+                raise refusal(code, closed.rcvd.reason if closed.rcvd else self._message) from closed
+            # Spread out, so that a server that comes back is not met by everybody at once.
+            await asyncio.sleep(delay * (0.5 + random.random()))
+            delay = min(2 * delay, LAST_DELAY)
+            try:
+                await self._connect()
+            except (OSError, InvalidHandshake):
+                continue
+            return

@@ -1,0 +1,112 @@
+"""The Python client against a real server with a played device."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from streamdiffusion_client import Client, FrameError, RefusedError, ServerFullError, decode_result
+
+from app.utils.image import decode
+from tests.api.conftest import SIZE, MakeServer, Server, make_server, picture, server
+
+__all__ = ["make_server", "server"]
+
+
+def grey(data: bytes) -> int:
+    return round(float(decode(data, width=SIZE, height=SIZE, max_pixels=SIZE * SIZE).mean()))
+
+
+async def pictures(*greys: int) -> AsyncIterator[bytes]:
+    for level in greys:
+        yield picture(level)
+
+
+async def test_render_gives_the_result_of_that_picture(server: Server) -> None:
+    async with Client(server.http) as client:
+        for level in (20, 200, 20):
+            result = await asyncio.wait_for(client.render(picture(level)), 5)
+            assert grey(result.picture) == pytest.approx(255 - level, abs=2)
+            assert result.format == "jpeg"
+            assert result.total >= result.made >= 0
+
+
+async def test_parameters_are_hot_and_counted(server: Server) -> None:
+    async with Client(server.http, mode="video", parameters={"seed": 10}, format="webp") as client:
+        first = await client.render()
+        client.parameters["seed"] = 200
+        second = await client.render()
+    assert (first.revision, second.revision) == (0, 1)
+    assert grey(first.picture) == pytest.approx(10, abs=2)
+    assert grey(second.picture) == pytest.approx(200, abs=2)
+    assert second.format == "webp"
+
+
+async def test_stream_ends_with_the_result_of_the_last_picture(server: Server) -> None:
+    async with Client(server.http) as client:
+        results = [result async for result in client.stream(pictures(*range(0, 200, 10)))]
+        assert grey(results[-1].picture) == pytest.approx(255 - 190, abs=2)
+        numbers = [result.number for result in results]
+        assert numbers == sorted(set(numbers))
+        assert [result async for result in client.stream(pictures())] == []
+
+
+async def test_a_stream_that_is_left_early_can_be_followed_by_another(server: Server) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield picture(50)
+
+    async with Client(server.http) as client:
+        for _ in range(5):
+            async with contextlib.aclosing(client.stream(endless())) as results:
+                await asyncio.wait_for(anext(results), 5)
+        result = await asyncio.wait_for(client.render(picture(90)), 5)
+    assert grey(result.picture) == pytest.approx(165, abs=2)
+
+
+async def test_a_bad_frame_is_told_and_the_connection_lives_on(server: Server) -> None:
+    async with Client(server.http, parameters={"guidance_scale": "much"}) as client:
+        with pytest.raises(FrameError, match="guidance_scale"):
+            await asyncio.wait_for(client.render(picture()), 5)
+        client.parameters = {"prompt": "nan"}
+        with pytest.raises(FrameError, match="could not be made"):
+            await asyncio.wait_for(client.render(picture()), 5)
+        with pytest.raises(FrameError, match="picture"):
+            await asyncio.wait_for(client.render(b"no picture"), 5)
+        client.parameters = {}
+        await asyncio.wait_for(client.render(picture()), 5)
+
+
+async def test_full_and_taken_over(make_server: MakeServer) -> None:
+    server = make_server(server={"max_queue_size": 1})
+    async with Client(server.http, user="ann") as ann:
+        await ann.render(picture())
+        async with Client(server.http, user="bob") as bob:
+            with pytest.raises(ServerFullError, match="Server is full"):
+                await asyncio.wait_for(bob.render(picture()), 5)
+        async with Client(server.http, user="ann") as again:
+            await again.render(picture())
+            with pytest.raises(RefusedError, match="connected again") as refused:
+                await asyncio.wait_for(ann.render(picture()), 5)
+            assert refused.value.code == 4001
+
+
+async def test_a_lost_connection_is_opened_again_and_the_frame_sent_again(server: Server) -> None:
+    server.runner.gate.clear()
+    async with Client(server.http, parameters={"prompt": "a cat"}) as client:
+        rendering = asyncio.create_task(client.render(picture(30)))
+        while not server.runner.batches:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+        assert client._socket is not None
+        client._socket.transport.abort()
+        await asyncio.sleep(0.1)
+        server.runner.gate.set()
+        result = await asyncio.wait_for(rendering, 10)
+    assert grey(result.picture) == pytest.approx(225, abs=2)
+
+
+def test_a_result_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="version 9"):
+        decode_result(bytes([9, 1]) + bytes(60))
