@@ -6,11 +6,12 @@ It does not know of sessions or sockets. The work itself is in `app.utils.image`
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from functools import partial
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import cv2
 
@@ -30,10 +31,13 @@ class Alike(Enum):
 
 
 Decoded = Image | Alike | PictureError
+Wanted = tuple[PictureFormat, int]
 
 
 class Codec:
     """A pool of threads that turns files into arrays of one size and back.
+
+    Not `concurrent.futures`: its futures, which nothing here needs, cost a tenth of the decoding itself.
 
     Args:
         width: of the model, in pixels.
@@ -46,7 +50,13 @@ class Codec:
         # The pool is the parallelism; OpenCV's own threads would only compete with it.
         cv2.setNumThreads(1)
         self._decode = partial(pictures.decode, width=width, height=height, max_pixels=max_pixels)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"codec-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def decode(
         self, data: bytes, skips: SimilarityFilter | None, then: Callable[[Decoded | Exception], None]
@@ -59,23 +69,29 @@ class Codec:
     async def encode(self, result: Result, picture_format: PictureFormat, quality: int) -> bytes:
         """The file of a result's picture. Whoever asks for the same one waits for the same work."""
         wanted = (picture_format, quality)
-        known = result.encodings.get(wanted)
+        known: bytes | list[Waiter] | None = result.encodings.get(wanted)
         if isinstance(known, bytes):
             return known
+        # Each has a future of its own: one viewer who leaves must not cancel the work for the others.
+        waiter: Waiter = asyncio.get_running_loop().create_future()
         if known is None:
-            known = asyncio.get_running_loop().create_future()
-            result.encodings[wanted] = known
+            result.encodings[wanted] = [waiter]
             self._run(
                 partial(pictures.encode, result.image, picture_format, quality),
-                partial(_keep, result, wanted, known),
+                partial(_keep, result.encodings, wanted),
             )
-        # One viewer who leaves must not cancel the work for the others.
-        encoded: bytes = await asyncio.shield(known)
-        return encoded
+        else:
+            known.append(waiter)
+        return await waiter
 
     def close(self) -> None:
-        """End the threads; what has not begun is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads after what they work on; what has not begun is dropped."""
+        while not self._jobs.empty():
+            self._jobs.get()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _prepare(self, data: bytes, skips: SimilarityFilter | None) -> Decoded:
         try:
@@ -87,13 +103,19 @@ class Codec:
         return image
 
     def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-        self._pool.submit(_work, asyncio.get_running_loop(), work, then)
+        self._jobs.put(partial(_report, asyncio.get_running_loop(), work, then))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
 
 
-def _work(
+Waiter = asyncio.Future[bytes]
+
+
+def _report(
     loop: asyncio.AbstractEventLoop, work: Callable[[], T], then: Callable[[T | Exception], None]
 ) -> None:
-    # A callback instead of asyncio.wrap_future, which costs as much as a tenth of the decoding.
     outcome: T | Exception
     try:
         outcome = work()
@@ -105,15 +127,14 @@ def _work(
         return  # the loop is closed: nobody waits any more
 
 
-def _keep(
-    result: Result,
-    wanted: tuple[PictureFormat, int],
-    future: asyncio.Future[bytes],
-    outcome: bytes | Exception,
-) -> None:
-    if isinstance(outcome, Exception):
-        del result.encodings[wanted]
-        future.set_exception(outcome)
-    else:
-        result.encodings[wanted] = outcome
-        future.set_result(outcome)
+def _keep(encodings: dict[Any, Any], wanted: Wanted, outcome: bytes | Exception) -> None:
+    waiters: list[Waiter] = encodings.pop(wanted)
+    if isinstance(outcome, bytes):
+        encodings[wanted] = outcome
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if isinstance(outcome, bytes):
+            waiter.set_result(outcome)
+        else:
+            waiter.set_exception(outcome)

@@ -60,7 +60,6 @@ class Service:
 
     def fail(self) -> None:
         """The engine cannot go on: tell every user."""
-        self.metrics.failures.inc()
         self.registry.end_all(Ending.FAILED)
         self.changed.ring()
 

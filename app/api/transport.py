@@ -108,9 +108,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self._oversize or self.close_sent:
             super().send_receive_event_to_app()
             return
-        size, self._oversize = self._oversize, 0
+        event: Any = {"type": "websocket.receive", OVERSIZE: self._oversize}
+        self._oversize = 0
         self.frames = []
-        event: Any = {"type": "websocket.receive", OVERSIZE: size}
         self.queue.put_nowait(event)
         if not self.read_paused:
             self.read_paused = True
