@@ -1,0 +1,328 @@
+"""Held-out evaluation of the embedded model: `python -m training.mini.evaluate`.
+
+Photographs come from scikit-image's package; none was seen in training. Writes figures to `results.json` and contact
+sheets to the model's `sheets` folder.
+
+How to read the figures:
+* autoencoder: PSNR in dB of encoding and decoding a photograph at 256 pixels.
+* styles: `nearer` is 1 - |result - rendering| / |input - rendering|, mean absolute differences after a blur of one
+  pixel, where the rendering is the style's own operator; 1 is the rendering itself, 0 as far as the input.
+  `edges` is the correlation of the edge maps of input and result; `edges_rendering` is that of the rendering.
+* scenes: how often simple colour and shape measurements find what the prompt names, over several seeds.
+* steadiness: mean change in grey levels (of 255) between the results of neighbouring frames of a photograph that
+  moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves.
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from skimage import data
+from torch import Tensor
+
+from training.mini.ops import blur, edges, luma
+from training.mini.sample import Sampler
+from training.mini.scenes import COLOURS, SHAPES, Scene, draw_scene
+from training.mini.styles import ALL_STYLES
+
+log = logging.getLogger("training.mini")
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "camera", "rocket")
+
+
+def photograph(name: str, size: int = 256) -> Tensor:
+    """A photograph of scikit-image, cropped square: (1, 3, size, size) in [0, 1]."""
+    pixels = np.asarray(getattr(data, name)())
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    x = torch.from_numpy(pixels[..., :3].copy()).float().permute(2, 0, 1)[None] / 255
+    side = min(x.shape[2:])
+    top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
+    return F.interpolate(x[:, :, top : top + side, left : left + side], size=(size, size), mode="area")
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return (blur(a, 1.0) - blur(b, 1.0)).abs().mean().item()
+
+
+def _edge_correlation(a: Tensor, b: Tensor) -> float:
+    stacked = torch.stack([edges(luma(x), 2.0).flatten() for x in (a, b)])
+    return torch.corrcoef(stacked)[0, 1].item()
+
+
+def measure_autoencoder(sampler: Sampler, size: int = 256) -> dict[str, float]:
+    figures = {}
+    for name in PHOTOGRAPHS:
+        x = photograph(name, size)
+        with torch.no_grad():
+            y = sampler.vae.decode(sampler.vae.encode(x * 2 - 1).latents).sample.clamp(-1, 1) / 2 + 0.5
+        figures[name] = round(-10 * torch.log10((x - y).square().mean()).item(), 2)
+    figures["mean"] = round(sum(figures.values()) / len(figures), 2)
+    return figures
+
+
+def measure_styles(sampler: Sampler, strength: float = 0.5, steps: int = 1) -> dict[str, dict[str, float]]:
+    photographs = torch.cat([photograph(name) for name in PHOTOGRAPHS])
+    figures: dict[str, dict[str, float]] = {}
+    for name, style in ALL_STYLES.items():
+        rendering = style.operator(photographs).clamp(0, 1)
+        result = sampler.repaint(photographs, style.words[0], strength, steps)
+        figures[name] = {
+            "nearer": round(1 - _difference(result, rendering) / _difference(photographs, rendering), 3),
+            "edges": round(_edge_correlation(photographs, result), 3),
+            "edges_rendering": round(_edge_correlation(photographs, rendering), 3),
+        }
+    for prompt in ("", "a man with a hat", "qwertz uiop"):
+        result = sampler.repaint(photographs, prompt, strength, steps)
+        figures[f"unknown: {prompt!r}"] = {
+            "difference": round(_difference(result, photographs), 4),
+            "edges": round(_edge_correlation(photographs, result), 3),
+        }
+    return figures
+
+
+def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
+    """Whether the picture's foreground has the named colour, and the outline the named shape."""
+    names = list(COLOURS)
+    table = torch.tensor([COLOURS[name] for name in names]).view(-1, 3, 1, 1)
+    border = torch.cat([picture[0, :, :8].reshape(3, -1), picture[0, :, -8:].reshape(3, -1)], 1).mean(1)
+    mask = (picture[0] - border.view(3, 1, 1)).abs().sum(0) > 0.45
+    if mask.sum() < 200:
+        return False, False
+    inner = picture[0][:, mask].median(1).values.view(1, 3, 1, 1)
+    # Compare hue and brightness apart from the light falling on the shape.
+    distance = (table - inner).square().sum((1, 2, 3))
+    right_colour = names[int(distance.argmin())] == colour
+    overlaps = []
+    for candidate in SHAPES:
+        template = draw_scene(torch.zeros(1, 4, 64, 64), Scene(candidate, colour="black", background="white"))
+        overlaps.append(_overlap(_fit(mask), _fit(luma(template)[0, 0] < 0.5)))
+    return right_colour, SHAPES[int(np.argmax(overlaps))] == shape
+
+
+def _fit(mask: Tensor) -> Tensor:
+    """A mask cropped to its bounding box and scaled to 64 by 64."""
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].float()
+    return F.interpolate(crop[None, None], size=(64, 64), mode="bilinear")[0, 0] > 0.5
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    return ((a & b).sum() / (a | b).sum()).item()
+
+
+def _mean(picture: Tensor, top: float, bottom: float) -> Tensor:
+    h = picture.shape[2]
+    return picture[0, :, int(top * h) : int(bottom * h)].mean((1, 2))
+
+
+def _is_sunset(p: Tensor) -> bool:
+    r, _, b = _mean(p, 0.2, 0.5).tolist()
+    return r > b + 0.08
+
+
+def _is_night(p: Tensor) -> bool:
+    return bool(_mean(p, 0.0, 1.0).mean() < 0.27)
+
+
+def _is_day(p: Tensor) -> bool:
+    r, _, b = _mean(p, 0.0, 0.3).tolist()
+    return b > r + 0.08 and b > 0.5
+
+
+def _is_green_below(p: Tensor) -> bool:
+    r, g, b = _mean(p, 0.7, 1.0).tolist()
+    return g > r + 0.04 and g > b + 0.04
+
+
+def _is_blue_below(p: Tensor) -> bool:
+    r, _, b = _mean(p, 0.6, 1.0).tolist()
+    return b > r + 0.08
+
+
+def _is_sand_below(p: Tensor) -> bool:
+    r, g, b = _mean(p, 0.75, 1.0).tolist()
+    return r > g > b and r > b + 0.15
+
+
+def _is_white_below(p: Tensor) -> bool:
+    colour = _mean(p, 0.8, 1.0)
+    return bool(colour.mean() > 0.62) and bool(colour.max() - colour.min() < 0.15)
+
+
+def _has_windows(p: Tensor) -> bool:
+    """A city's windows: strong brightness changes with a period of 8 pixels across the lower half."""
+    rows = luma(p)[0, 0, p.shape[2] * 5 // 8 : p.shape[2] * 7 // 8]
+    spectrum = torch.fft.rfft(rows - rows.mean(1, keepdim=True), dim=1).abs().mean(0)
+    peak = p.shape[3] // 8
+    return bool(spectrum[peak - 1 : peak + 2].max() > 2.5 * spectrum[peak // 2 : 3 * peak].median())
+
+
+_SCENE_CHECKS = {
+    "the sea": _is_blue_below,
+    "a desert": _is_sand_below,
+    "a beach": _is_sand_below,
+    "a meadow": _is_green_below,
+    "mountains at sunset": _is_sunset,
+    "the sea at sunset": _is_sunset,
+    "a city at night": _is_night,
+    "a forest at night": _is_night,
+    "mountains on a sunny day": _is_day,
+    "a forest in winter": _is_white_below,
+    "mountains in winter, snow": _is_white_below,
+    "city skyline": _has_windows,
+    "a city at night with windows": _has_windows,
+}
+
+
+def measure_scenes(sampler: Sampler, steps: int, seeds: int = 8) -> dict[str, float]:
+    figures = {}
+    for prompt, check in _SCENE_CHECKS.items():
+        figures[prompt] = sum(check(sampler.imagine(prompt, seed, steps)) for seed in range(seeds)) / seeds
+    found = []
+    for index, colour in enumerate(("red", "blue", "green", "yellow", "purple", "orange", "pink", "black")):
+        for shape in SHAPES:
+            for seed in (index, index + 20):
+                found.append(_shape_found(sampler.imagine(f"a {colour} {shape}", seed, steps), shape, colour))
+    figures["shapes: named colour"] = round(sum(a for a, _ in found) / len(found), 3)
+    figures["shapes: named shape"] = round(sum(b for _, b in found) / len(found), 3)
+    figures["seeds differ by (grey levels)"] = round(
+        255 * (sampler.imagine("mountains", 1, steps) - sampler.imagine("mountains", 2, steps)).abs().mean().item(), 1
+    )
+    return figures
+
+
+def measure_steadiness(sampler: Sampler, frames: int = 8) -> dict[str, float]:
+    wide = photograph("astronaut", 320)
+    clip = [wide[:, :, 32:288, 20 + k : 276 + k] for k in range(frames)]
+
+    def change(pictures: list[Tensor]) -> float:
+        pairs = zip(pictures, pictures[1:])
+        return 255 * sum((a[..., 33:] - b[..., 32:-1]).abs().mean().item() for a, b in pairs) / (len(pictures) - 1)
+
+    figures = {"input": round(change(clip), 2)}
+    for name in ("pencil", "oil", "watercolor", "cartoon", "neon", "blueprint", "sunset", "winter"):
+        results = [sampler.repaint(frame, ALL_STYLES[name].words[0]) for frame in clip]
+        figures[name] = round(change(results), 2)
+    return figures
+
+
+def save_sheet(rows: list[list[Tensor]], labels: list[list[str]], path: Path, side: int = 192) -> None:
+    """A grid of pictures (1, 3, H, W) with labels, as WebP."""
+    sheet = Image.new("RGB", (side * max(map(len, rows)), (side + 16) * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            pixels = (picture[0].permute(1, 2, 0) * 255).round().byte().numpy()
+            tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (j * side, i * (side + 16) + 16))
+            pen.text((j * side + 3, i * (side + 16) + 2), labels[i][j][:36], fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=84, method=6)
+
+
+def draw_sheets(sampler: Sampler, folder: Path) -> None:
+    """The contact sheets of the model card."""
+    people = {name: photograph(name) for name in ("astronaut", "chelsea", "coffee")}
+    tiles: list[tuple[str, list[Tensor]]] = [("input", list(people.values()))]
+    tiles += [
+        (style.words[0], [sampler.repaint(x, style.words[0]) for x in people.values()]) for style in ALL_STYLES.values()
+    ]
+    rows, labels = [], []
+    for start in range(0, len(tiles), 7):
+        part = tiles[start : start + 7]
+        for index in range(len(people)):
+            rows.append([pictures[index] for _, pictures in part])
+            labels.append([name if index == 0 else "" for name, _ in part])
+    save_sheet(rows, labels, folder / "styles.webp")
+
+    rows, labels = [], []
+    for prompt in ("pencil sketch", "oil painting", "neon", "sunset"):
+        strengths = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+        rows.append([sampler.repaint(people["astronaut"], prompt, s) for s in strengths])
+        labels.append([f"{prompt}, {s}" for s in strengths])
+    save_sheet(rows, labels, folder / "strength.webp")
+
+    combos = ("watercolor sunset", "winter oil painting", "pixel art, night", "comic book, autumn", "mosaic at sunset",
+              "a pencil sketch of a woman, sepia", "")  # fmt: skip
+    rows = [[sampler.repaint(x, prompt) for prompt in combos] for x in people.values()]
+    save_sheet(rows, [[prompt or "(empty prompt)" for prompt in combos]] * len(rows), folder / "combinations.webp")
+
+    prompts = (
+        "mountains", "mountains at sunset with the sun", "the sea, clouds", "the sea at night with the moon", "a beach",
+        "a lake in the morning", "a forest in autumn", "a forest in winter, snow", "a desert", "city skyline",
+        "a city at night", "green hills, flowers, spring", "space", "a red circle",
+        "a blue square on a yellow background", "a yellow star on blue", "a pink heart", "watercolor mountains",
+        "pixel art city at night", "rain over the sea", "a field in the fog",
+    )  # fmt: skip
+    rows, labels = [], []
+    for start in range(0, len(prompts), 7):
+        part = prompts[start : start + 7]
+        for seed in (1, 2, 3):
+            rows.append([sampler.imagine(prompt, seed, 4) for prompt in part])
+            labels.append([f"{prompt} #{seed}" for prompt in part])
+    save_sheet(rows, labels, folder / "scenes.webp")
+
+    rows, labels = [], []
+    for steps in (1, 2, 4):
+        row = [sampler.imagine(p, 5, steps) for p in ("mountains at sunset with the sun", "a forest", "a red circle")]
+        row += [sampler.repaint(people["astronaut"], p, 0.5, steps) for p in ("pencil sketch", "oil painting", "neon")]
+        rows.append(row)
+        labels.append([f"{steps} step{'s' if steps > 1 else ''}"] * len(row))
+    save_sheet(rows, labels, folder / "steps.webp")
+
+    start, end = (sampler.encode_prompt(p) for p in ("mountains in summer", "mountains at sunset"))
+    shares = [k / 6 for k in range(7)]
+    blend = [sampler.imagine(torch.lerp(start, end, share), 4, 4) for share in shares]
+    save_sheet([blend], [[f"prompt blend {share:.2f}" for share in shares]], folder / "blend.webp")
+
+    big = photograph("astronaut", 512)
+    row = [sampler.repaint(big, p) for p in ("pencil sketch", "oil painting", "neon")]
+    row.append(sampler.imagine("mountains at sunset with the sun", 3, 4, 512, 512))
+    save_sheet([row], [["512 pixels"] * 4], folder / "large.webp", side=336)
+
+
+def measure_speed(sampler: Sampler, size: int, frames: int = 12) -> float:
+    """Milliseconds of one image-mode step (encode, UNet, decode) in float32, median."""
+    x = photograph("astronaut", size)
+    context = sampler.encode_prompt("pencil sketch")
+    times = []
+    for _ in range(frames):
+        begin = time.perf_counter()
+        sampler.repaint(x, context)
+        times.append(time.perf_counter() - begin)
+    return round(1000 * sorted(times)[len(times) // 2], 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate the embedded model on photographs it never saw.")
+    parser.add_argument("--model", type=Path, default=Path("models/mini"))
+    parser.add_argument("--results", type=Path, default=Path("training/mini/results.json"))
+    parser.add_argument("--no-sheets", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sampler = Sampler.from_folder(str(arguments.model))
+    results = {
+        "autoencoder_psnr_256": measure_autoencoder(sampler),
+        "autoencoder_psnr_512": measure_autoencoder(sampler, 512),
+        "styles_1_step": measure_styles(sampler),
+        "styles_2_steps": measure_styles(sampler, steps=2),
+        "styles_4_steps": measure_styles(sampler, steps=4),
+        "scenes_1_step": measure_scenes(sampler, 1),
+        "scenes_4_steps": measure_scenes(sampler, 4),
+        "steadiness": measure_steadiness(sampler),
+        "frame_ms_float32": {"threads": torch.get_num_threads(), "256": measure_speed(sampler, 256), "512": measure_speed(sampler, 512)},
+    }
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    log.info("%s", json.dumps(results, indent=1))
+    if not arguments.no_sheets:
+        draw_sheets(sampler, arguments.model / "sheets")
+
+
+if __name__ == "__main__":
+    main()
