@@ -131,7 +131,8 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many frames wait for a row."""
-        return len(self._scheduler.waiting)
+        with self._changed:
+            return len(self._scheduler.waiting)
 
     # -- on the engine's thread -------------------------------------------------------------------
 
@@ -212,10 +213,12 @@ class Engine:
         return []
 
     def _degrade(self, rows: int, reason: str) -> None:
-        """Go on with smaller batches."""
+        """Go on with smaller batches: never with larger ones than before, since the parts of a batch may
+        fail one after the other.
+        """
         with self._changed:
-            self._scheduler.limit(rows // 2)
-        self.degraded = f"out of memory: at most {self.capacity} rows a batch instead of {rows}"
+            self._scheduler.limit(min(rows // 2, self.capacity))
+        self.degraded = f"out of memory with {rows} rows in a batch; from now on at most {self.capacity}"
         log.error("%s (%s)", self.degraded, reason)
 
     def _collect(self, flight: Flight) -> list[Event]:
@@ -243,7 +246,7 @@ class Engine:
                 self._fail_text(text, f"the prompt could not be embedded: {error}")
                 continue
             with self._changed:
-                self._prompts.store(text, embedding)
+                self._prompts.store(text, embedding, self._scheduler.waiting)
                 self._changed.notify_all()
 
     def _next_text(self) -> str | None:
@@ -289,7 +292,7 @@ class Engine:
         if self._ready.done():
             return  # start() was cancelled
         if error is None:
-            self.state = "ready"
+            self.state = "stopped" if self._stopping else "ready"
             self._ready.set_result(None)
         else:
             self.state, self.failure = "failed", str(error)

@@ -13,18 +13,22 @@ from app.core.messages import FrameIn
 
 
 class PromptCache:
-    """Embeddings by text, at most ``capacity`` of them; the least recently used one leaves first."""
+    """Embeddings by text; the least recently used ones beyond ``capacity`` leave, but never one that a
+    waiting frame needs: many different prompts would take turns in pushing each other out.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._embeddings: OrderedDict[str, Any] = OrderedDict()
 
-    def store(self, text: str, embedding: Any) -> None:
-        """Keep a text's embedding."""
+    def store(self, text: str, embedding: Any, waiting: Iterable[FrameIn]) -> None:
+        """Keep a text's embedding, and those of the frames that wait."""
         self._embeddings[text] = embedding
         self._embeddings.move_to_end(text)
-        while len(self._embeddings) > self._capacity:
-            self._embeddings.popitem(last=False)
+        needed = {text for frame in waiting for text in frame.plan.texts}
+        old = [text for text in self._embeddings if text not in needed]
+        for text in old[: max(0, len(self._embeddings) - self._capacity)]:
+            del self._embeddings[text]
 
     def lookup(self, frame: FrameIn) -> tuple[Any, ...] | None:
         """The embeddings of all texts of a frame, or None if one is missing."""
