@@ -9,15 +9,26 @@ import torch
 
 from app.accelerations.base import AccelerationError, BaseAcceleration
 
-AUTO = ("xformers", "none")
-"""What ``auto`` tries, in this order; nothing in it takes a long build."""
+AUTO = "none"
+"""What ``auto`` means: on a GPU, together with CUDA graphs, the fastest that needs no build of minutes.
+xformers is not faster: since 0.0.35 it calls kernels that PyTorch has too, and PyTorch chooses among more
+(docs/performance.md has the figures)."""
 
 
-def choose_acceleration(name: str, device: torch.device) -> str:
-    """The name itself, or for ``auto`` the first acceleration that can work on this device."""
-    if name != "auto":
-        return name
-    return next(candidate for candidate in AUTO if not _load(candidate).problems(device))
+def choose_acceleration(name: str) -> str:
+    """The name itself, or what ``auto`` means."""
+    return AUTO if name == "auto" else name
+
+
+def choose_cuda_graph(name: str, wanted: bool, device: torch.device) -> bool:
+    """Whether the tick is replayed as CUDA graphs: if it is wanted, and with ``auto`` wherever it can be.
+
+    Raises:
+        AccelerationError: if it is wanted and cannot work.
+    """
+    if wanted and device.type != "cuda":
+        raise AccelerationError(f"model.use_cuda_graph needs an NVIDIA GPU, and the device is {device}")
+    return wanted or (name == "auto" and device.type == "cuda")
 
 
 def load_acceleration(name: str, device: torch.device, engine_dir: Path) -> BaseAcceleration:

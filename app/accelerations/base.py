@@ -45,9 +45,6 @@ class BaseAcceleration(ABC):
         engine_dir: where compiled engines may be kept.
     """
 
-    supports_cuda_graph = True
-    """Whether ``use_cuda_graph`` may capture what this acceleration executes."""
-
     def __init__(self, engine_dir: Path) -> None:
         self.engine_dir = engine_dir
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from app.accelerations import choose_acceleration, load_acceleration
+from app.accelerations import choose_acceleration, choose_cuda_graph, load_acceleration
+from app.accelerations._cuda_graph import GraphExecutor
 from app.accelerations.base import Shapes
 from app.config.schema import Settings
 from app.core.denoise import Guidance
 from app.core.engine import Engine
 from app.core.messages import Mode
-from app.core.runner import DiffusionRunner
+from app.core.runner import DiffusionRunner, execute
 from app.models.loader import load, resolve_device
 from app.pipelines.base import BasePipeline
 
@@ -66,7 +67,8 @@ def create_runner(
     if settings.model.threads is not None:
         torch.set_num_threads(settings.model.threads)
     device = resolve_device(settings.model.device)
-    acceleration_name = choose_acceleration(settings.model.acceleration, device)
+    acceleration_name = choose_acceleration(settings.model.acceleration)
+    cuda_graph = choose_cuda_graph(settings.model.acceleration, settings.model.use_cuda_graph, device)
     acceleration = load_acceleration(acceleration_name, device, settings.model.engine_dir)
     model = load(settings.model, settings.pipeline, report)
     guidance: Guidance = settings.pipeline.cfg_type or ("none" if model.distilled else "self")
@@ -92,12 +94,14 @@ def create_runner(
             "device": _device_name(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "acceleration": acceleration_name,
+            "cuda_graph": cuda_graph,
             "guidance": guidance,
             "distilled": model.distilled,
             "width": width,
             "height": height,
             "max_batch": buckets[-1],
         },
+        execute=GraphExecutor(device) if cuda_graph else execute,
     )
     runner.warm_up(settings.pipeline.warmup, report)
     return runner

@@ -1,0 +1,97 @@
+"""torch.compile: the UNet and the VAE as fused kernels, written by PyTorch's own compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from app.accelerations.base import BaseAcceleration, Shapes
+from app.accelerations.none import prepare
+from app.models.model import Model
+from app.models.networks import Networks
+from app.models.pixels import to_unit
+
+OLDEST_CAPABILITY = (7, 0)
+"""Of the GPUs that Triton compiles for."""
+
+
+class Acceleration(BaseAcceleration):
+    """Every network is compiled twice, for one picture and for any number: an engine that has ten batch
+    sizes would otherwise start for minutes. What was compiled is kept below ``engine_dir``.
+    """
+
+    options: dict[str, str | int | bool] = {}  # noqa: RUF012
+    """Options of the compiler, as in torch.compile."""
+
+    @classmethod
+    def problems(cls, device: torch.device) -> list[str]:
+        """It needs Triton on a GPU, and a C or C++ compiler everywhere."""
+        found = []
+        if device.type == "cuda":
+            if find_spec("triton") is None:
+                found.append("Triton is not installed; run: pip install triton")
+            if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+                found.append("Triton compiles for GPUs of compute capability 7.0 and newer only")
+        name = "gcc" if device.type == "cuda" else "g++"
+        compiler = os.environ.get("CC" if device.type == "cuda" else "CXX", name)
+        if shutil.which(compiler) is None and shutil.which("clang") is None:
+            found.append(f"torch.compile needs a C compiler ({compiler}); run: apt install {name}")
+        return found
+
+    def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
+        """Compile; half a minute to two minutes the first time, seconds with a cache."""
+        # Read by the compiler when it starts; what the operator has set comes first.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.engine_dir.absolute() / "inductor"))
+        prepare(model)
+        plain = model.networks()
+        networks = Networks(
+            unet=self._compiled(plain.unet),
+            encode=self._compiled(plain.encode),
+            decode=self._compiled(plain.decode),
+        )
+        _run_all(networks, model, shapes, report)
+        return networks
+
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, options=dict(self.options))
+
+        def call(*tensors: Tensor) -> Tensor:
+            # One layout in memory, so that no caller's views make the compiler start again.
+            tensors = tuple(_packed(tensor) for tensor in tensors)
+            if len(tensors[0]) > 1:
+                for tensor in tensors:
+                    torch._dynamo.mark_dynamic(tensor, 0)  # noqa: SLF001 - documented, but not re-exported
+            result: Tensor = compiled(*tensors)
+            return result
+
+        return call
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Pictures channels last, everything else contiguous."""
+    if tensor.ndim == 1:
+        return tensor.clone()  # a column of a table counts as contiguous when it has one element
+    pictures = tensor.ndim == 4 and tensor.shape[1] == 3
+    return tensor.contiguous(memory_format=torch.channels_last if pictures else torch.contiguous_format)
+
+
+@torch.inference_mode()
+def _run_all(networks: Networks, model: Model, shapes: Shapes, report: Callable[[str], None]) -> None:
+    """Call each network as the runner will, which compiles it."""
+    latent = model.latent_shape(shapes.width, shapes.height)
+    text = model.embed("").to(model.device)
+    largest = max(shapes.unet_batches[-1], shapes.vae_batches[-1])
+    for batch in (1, 2) if largest > 1 else (1,):
+        count = "one picture" if batch == 1 else "several pictures"
+        latents = torch.zeros(batch, *latent, device=model.device)
+        pixels = torch.zeros(batch, shapes.height, shapes.width, 3, dtype=torch.uint8, device=model.device)
+        report(f"compiling the UNet for {count}; this takes a minute when it is not cached")
+        networks.unet(latents, torch.zeros(batch, device=model.device), text.expand(batch, -1, -1))
+        report(f"compiling the VAE for {count}")
+        networks.encode(to_unit(pixels))
+        networks.decode(latents)
