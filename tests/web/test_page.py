@@ -154,10 +154,13 @@ def test_camera_denied(embedded: ServerProcess, open_studio: OpenStudio) -> None
     studio.page.click("#start")
     notice = studio.page.locator("#input-notice")
     expect(notice).to_contain_text("The camera or screen was not allowed")
+    studio.page.click("#language")
+    expect(notice).to_contain_text("未获准使用摄像头或屏幕")
+    studio.page.click("#language")
     assert not studio.violations()
     notice.get_by_role("button", name="Use the animation").click()
+    studio.wait_for_results()  # Start was pressed already
     expect(notice).to_be_hidden()
-    studio.start()
 
 
 def test_camera_needs_https(embedded: ServerProcess, open_studio: OpenStudio) -> None:

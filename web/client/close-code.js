@@ -19,7 +19,7 @@ export const CloseCode = Object.freeze({
   TIMEOUT: 4002,
 });
 
-/** After these, connecting again by itself would help nobody. */
+/** After these, connecting again by itself would help nobody. @type {Set<number>} */
 export const FINAL_CODES = new Set([
   CloseCode.FULL,
   CloseCode.REFUSED,

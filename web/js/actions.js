@@ -23,18 +23,23 @@ export function initActions({ canvas, toast, streamAddress }) {
     if (address === null) return;
     try {
       await navigator.clipboard.writeText(address);
-      toast.show(t("actions.copied", { address }));
+      toast.show(() => t("actions.copied", { address }));
     } catch {
       // There is no clipboard without HTTPS: the address can be copied by hand.
-      toast.show(address, { stay: true });
+      toast.show(() => address, { stay: true });
     }
   });
 }
 
 /** Whether there is a result to do something with. @param {boolean} present */
 export function enableActions(present) {
-  for (const id of NEEDS_RESULT) byId(id).disabled = !present;
-  if (!Recorder.supported) byId("record").disabled = true;
+  for (const id of NEEDS_RESULT) disable(id, !present);
+  if (!Recorder.supported) disable("record", true);
+}
+
+/** @param {string} id @param {boolean} disabled */
+function disable(id, disabled) {
+  /** @type {HTMLButtonElement} */ (byId(id)).disabled = disabled;
 }
 
 function initView() {

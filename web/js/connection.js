@@ -6,7 +6,7 @@ import { getStatus } from "./server.js";
 
 const ASK_PROGRESS_EVERY = 1000;
 
-/** The key of the words for an end, by the code the connection was closed with. */
+/** The key of the words for an end, by the code the connection was closed with. @type {Map<number, string>} */
 const ENDINGS = new Map([
   [CloseCode.FULL, "full"],
   [CloseCode.TIMEOUT, "timeout"],
@@ -32,14 +32,19 @@ export class Connection {
     this.notice = notice;
     this.toast = toast;
     this.again = again;
-    this.client.addEventListener("state", ({ detail }) => {
+    this.#on("state", (detail) => {
       this.#tell(detail);
       onState(detail.state);
     });
-    this.client.addEventListener("result", ({ detail }) => onResult(detail));
-    this.client.addEventListener("sent", onSent);
-    this.client.addEventListener("problem", ({ detail }) => toast.show(detail.message));
+    this.#on("result", onResult);
+    this.#on("sent", onSent);
+    this.#on("problem", ({ message }) => toast.show(() => message));
     this.client.start();
+  }
+
+  /** @param {string} type @param {(detail: any) => void} act */
+  #on(type, act) {
+    this.client.addEventListener(type, (event) => act(/** @type {CustomEvent} */ (event).detail));
   }
 
   /** @param {{state: string, code: number | null, message: string | null}} detail */
@@ -48,12 +53,13 @@ export class Connection {
     this.toast.clear();
     this.notice.clear();
     if (state === "waiting") this.#tellProgress();
-    else if (state === "reconnecting") this.toast.show(t("connection.lost"), { stay: true });
+    else if (state === "reconnecting") this.toast.show(() => t("connection.lost"), { stay: true });
     else if (state === "stopped" && code !== null) this.#tellEnding(code, message);
   }
 
   #tellProgress() {
-    const tell = (text = "") => this.notice.show({ title: t("connection.loading"), text, progress: true });
+    const tell = (text = "") =>
+      this.notice.show(() => ({ title: t("connection.loading"), text, progress: true }));
     const ask = async () => {
       const { progress } = await getStatus();
       if (this.client.state === "waiting") tell(progress);
@@ -68,10 +74,10 @@ export class Connection {
   /** @param {number} code @param {string | null} message */
   #tellEnding(code, message) {
     const ending = ENDINGS.get(code);
-    this.notice.show({
+    this.notice.show(() => ({
       title: t(`connection.${ending}`),
       text: ending === "refused" ? message : t(`connection.${ending}.help`),
       actions: [{ label: t("again"), act: this.again }],
-    });
+    }));
   }
 }

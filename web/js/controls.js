@@ -184,10 +184,11 @@ export class Controls {
 
   /** @param {Property} property */
   #text(property) {
-    const tag = property.field === "textarea" ? "textarea" : "input";
-    const input = element(tag, { ...this.#common(property), value: this.#value(property) ?? "" });
-    if (tag === "input") input.type = "text";
-    else input.rows = 2;
+    const common = { ...this.#common(property), value: this.#value(property) ?? "" };
+    const input =
+      property.field === "textarea"
+        ? element("textarea", { ...common, rows: 2 })
+        : element("input", { ...common, type: "text" });
     input.addEventListener("input", () => this.#set(property, input.value));
     return input;
   }

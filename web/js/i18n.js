@@ -58,13 +58,15 @@ export function translated(key, otherwise) {
 
 /** @param {ParentNode} root */
 function translate(root) {
-  for (const node of root.querySelectorAll("[data-i18n]")) node.textContent = t(node.dataset.i18n);
-  for (const node of root.querySelectorAll("[data-i18n-placeholder]")) {
-    node.placeholder = t(node.dataset.i18nPlaceholder);
-  }
-  for (const node of root.querySelectorAll("[data-i18n-label]")) {
-    const label = t(node.dataset.i18nLabel);
-    node.setAttribute("aria-label", label);
-    if (node.matches("button")) node.title = label;
-  }
+  forEach(root, "data-i18n", (node, words) => (node.textContent = words));
+  forEach(root, "data-i18n-placeholder", (node, words) => node.setAttribute("placeholder", words));
+  forEach(root, "data-i18n-label", (node, words) => {
+    node.setAttribute("aria-label", words);
+    if (node.matches("button")) node.setAttribute("title", words);
+  });
+}
+
+/** @param {ParentNode} root @param {string} attribute @param {(node: Element, words: string) => void} act */
+function forEach(root, attribute, act) {
+  for (const node of root.querySelectorAll(`[${attribute}]`)) act(node, t(node.getAttribute(attribute)));
 }

@@ -24,13 +24,14 @@ initLanguage();
 initTheme(byId("theme"));
 
 /** The stream's address stays the same as long as the page, or as long as one likes: `/?user=name`. */
-const user = new URLSearchParams(location.search).get("user") ?? undefined;
+let user = new URLSearchParams(location.search).get("user") ?? undefined;
 
 /** @type {Connection | null} */
 let connection = null;
+/** Whether the user wants results, although there may be no input yet. */
+let wanted = false;
 /** Which mode the controls are shown for. @type {"image" | "video" | null} */
 let shownMode = null;
-let keptUser = user;
 
 const notice = new NoticeBoard(byId("notice"));
 const inputNotice = new NoticeBoard(byId("input-notice"));
@@ -66,7 +67,7 @@ async function showParameters(mode) {
     settings = await getSettings(mode);
   } catch (error) {
     console.warn(error);
-    toast.show(t("connection.none"), { stay: true });
+    toast.show(() => t("connection.none"), { stay: true });
     await new Promise((done) => setTimeout(done, ASK_SETTINGS_AGAIN));
     return showParameters(mode);
   }
@@ -97,22 +98,19 @@ function titleOf(title) {
 /** @param {import("./sources/source.js").Kind} kind @param {File} [file] */
 async function changeSource(kind, file) {
   const before = input.kind;
+  const running = wanted;
   input.choose(kind);
   picker.show(kind);
-  if (!(await openSource(file)) && input.kind === kind && kind.asks && inputNoticeHidden()) {
+  if (!(await openSource(file)) && input.kind === kind && kind.asks && inputNotice.empty) {
     // The user closed the dialogue: what was there before comes back, unless that would ask again.
     await changeSource(before.asks ? ANIMATION : before);
     return;
   }
-  if (kind.mode === shownMode) return;
-  const running = connection !== null;
-  stop();
-  await showParameters(kind.mode);
-  if (running) await start();
-}
-
-function inputNoticeHidden() {
-  return byId("input-notice").hidden;
+  if (kind.mode !== shownMode) {
+    stop();
+    await showParameters(kind.mode);
+  }
+  if (running && !connection && input.open) await start();
 }
 
 /** @param {File} [file] @returns {Promise<boolean>} whether there is a picture now */
@@ -122,14 +120,14 @@ async function openSource(file) {
     return await input.start(file);
   } catch (error) {
     if (!(error instanceof SourceProblem)) throw error;
-    inputNotice.show({
+    inputNotice.show(() => ({
       title: t(`problem.${error.reason}`),
       text: t(`problem.${error.reason}.help`),
       actions: [
         { label: t("again"), act: () => changeSource(input.kind) },
         { label: t("sources.animation"), act: () => changeSource(ANIMATION) },
       ],
-    });
+    }));
     showTools();
     return false;
   }
@@ -149,7 +147,7 @@ function showTools() {
   const stage = byId("stage");
   stage.dataset.source = input.kind.id;
   stage.dataset.open = String(input.open);
-  byId("input-ready").hidden = input.open || input.kind.id !== "camera" || !inputNoticeHidden();
+  byId("input-ready").hidden = input.open || input.kind.id !== "camera" || !inputNotice.empty;
 }
 
 onDroppedFile((file) => {
@@ -161,12 +159,13 @@ onDroppedFile((file) => {
 
 async function start() {
   if (connection) return;
+  wanted = true;
   if (!input.open && !(await openSource())) return;
   if (shownMode !== input.kind.mode) await showParameters(input.kind.mode);
   if (connection) return;
   connection = new Connection({
     options: {
-      user: keptUser,
+      user,
       mode: input.kind.mode,
       parameters: { ...controls.values, prompt: prompt.value },
       capture: () => input.capture(),
@@ -178,7 +177,7 @@ async function start() {
     onSent: () => figures.sent(),
     again: start,
   });
-  keptUser = connection.client.user;
+  user = connection.client.user;
   showState(connection.client.state);
 }
 
@@ -189,14 +188,19 @@ function stop() {
 /** @param {import("../client/stream-client.js").State} state */
 function showState(state) {
   const running = state !== "stopped";
-  if (!running) connection = null;
+  if (!running) {
+    connection = null;
+    wanted = false;
+  }
   byId("stage").dataset.state = state;
-  byId("idle").hidden = running || !byId("notice").hidden;
+  byId("idle").hidden = running || !notice.empty;
   const button = byId("start");
   setIcon(button, running ? "stop" : "start");
   const words = button.querySelector("span");
   words.dataset.i18n = running ? "stop" : "start";
   words.textContent = t(words.dataset.i18n);
+  showQueue();
+  if (state === "live") showModel();
 }
 
 byId("start").addEventListener("click", () => (connection ? stop() : start()));
@@ -220,8 +224,9 @@ async function showQueue() {
 }
 
 async function showModel() {
-  const { engine } = await getStatus();
-  byId("model").textContent = [engine.model, engine.device, engine.acceleration].filter(Boolean).join(" · ");
+  const { engine } = await getStatus().catch(() => ({ engine: {} }));
+  const accelerated = engine.acceleration !== "none" && engine.acceleration;
+  byId("model").textContent = [engine.model, engine.device, accelerated].filter(Boolean).join(" · ");
 }
 
 setInterval(() => document.hidden || showQueue(), ASK_QUEUE_EVERY);

@@ -1,6 +1,7 @@
 /** Words over a picture: what happened, and what can be done about it. */
 
 import { element } from "./dom.js";
+import { onLanguage } from "./i18n.js";
 
 /**
  * @typedef {object} Notice
@@ -12,14 +13,30 @@ import { element } from "./dom.js";
 
 export class NoticeBoard {
   #board;
+  /** @type {(() => Notice) | null} */
+  #make = null;
 
   /** @param {HTMLElement} board */
   constructor(board) {
     this.#board = board;
+    onLanguage(() => this.#draw());
   }
 
-  /** @param {Notice} notice */
-  show({ title, text, progress, actions = [] }) {
+  get empty() {
+    return this.#make === null;
+  }
+
+  /** @param {() => Notice} make called now, and again when the language changes */
+  show(make) {
+    this.#make = make;
+    this.#draw();
+  }
+
+  #draw() {
+    this.#board.hidden = this.empty;
+    if (this.empty) return;
+    const { title, text, progress, actions = [] } = this.#make();
+    /** @type {HTMLElement[]} */
     const parts = [element("h2", { textContent: title })];
     if (text) parts.push(element("p", { textContent: text }));
     if (progress) {
@@ -34,12 +51,11 @@ export class NoticeBoard {
       parts.push(element("div", { className: "tools" }, ...buttons));
     }
     this.#board.replaceChildren(...parts);
-    this.#board.hidden = false;
   }
 
   clear() {
-    this.#board.hidden = true;
-    this.#board.replaceChildren();
+    this.#make = null;
+    this.#draw();
   }
 }
 
@@ -47,16 +63,19 @@ export class NoticeBoard {
 export class Toast {
   #line;
   #timer = 0;
+  #make = () => "";
 
   /** @param {HTMLElement} line */
   constructor(line) {
     this.#line = line;
+    onLanguage(() => (line.textContent = this.#make()));
   }
 
-  /** @param {string} text @param {{stay?: boolean}} [options] */
-  show(text, { stay = false } = {}) {
+  /** @param {() => string} make called now, and again when the language changes @param {{stay?: boolean}} [options] */
+  show(make, { stay = false } = {}) {
     clearTimeout(this.#timer);
-    this.#line.textContent = text;
+    this.#make = make;
+    this.#line.textContent = make();
     this.#line.hidden = false;
     if (!stay) this.#timer = setTimeout(() => this.clear(), 5000);
   }
