@@ -172,6 +172,18 @@ async def test_results_are_collected_while_the_next_batch_runs() -> None:
         assert it.runner.log[4:] == ["wait b1", "collect b1"]
 
 
+async def test_what_is_there_is_handed_out_first() -> None:
+    """A picture that is ready when its forward pass ends does not wait for the next launch."""
+    async with running() as it:
+        it.runner.forward.close()
+        it.submit(frame("a", prompt="x"))
+        await reached(it.runner.forward.reached)
+        it.submit(frame("b", prompt="x"))
+        it.runner.forward.open()
+        await it.ended(2)
+        assert it.runner.log[:4] == ["launch a1", "wait a1", "collect a1", "launch b1"]
+
+
 async def test_a_picture_waits_for_nobodys_next_frame() -> None:
     """Also one that is not decoded yet when its forward pass ends."""
     async with running() as it:
@@ -441,13 +453,15 @@ async def test_a_lost_device_ends_the_engine(place: str) -> None:
 
 
 async def test_a_tick_that_hangs_ends_the_engine() -> None:
-    async with running(watchdog_timeout=0.05) as it:
+    """And if the device then tells that it is lost, nobody is told again."""
+    async with running(PlayedRunner(lost_at="wait"), watchdog_timeout=0.05) as it:
         it.runner.forward.close()
         it.submit(frame("a"))
         await it.until(lambda: bool(it.failures))
         assert it.failures == ["the device did not answer within 0.05 s"]
         assert it.engine.state == "failed"
         it.runner.forward.open()
+    await asyncio.sleep(0)
     assert len(it.failures) == 1
 
 
@@ -526,7 +540,7 @@ async def test_it_may_be_stopped_while_it_starts() -> None:
 async def test_it_stops_with_frames_in_flight() -> None:
     async with running() as it:
         for user in "abcdef":
-            it.submit(frame(user, steps=1000))
+            it.submit(frame(user, steps=100_000))
         await it.until(lambda: len(it.of(Ticked)) > 3)
         await asyncio.wait_for(it.engine.stop(), 2)
         assert not it.of(Done)
