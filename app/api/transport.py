@@ -2,6 +2,7 @@
 
 - A message that is too large is dropped as it arrives and reported, instead of closing the connection.
 - Pictures are compressed already, so WebSocket compression, which browsers ask for, only costs time.
+- A flood of tiny messages is parsed bit by bit, so that it holds up nobody else.
 - The kernel keeps little of what a client has not taken yet: seconds of old pictures would hide there.
 
 `python -m app.main` uses all of this; docs/protocol.md has the flags for plain uvicorn.
@@ -14,6 +15,7 @@ import socket
 from collections.abc import Generator
 from typing import Any
 
+from uvicorn._types import ASGIReceiveEvent
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -28,6 +30,12 @@ UNSENT = 64 * 1024
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
+
+SLICE = 4096
+"""Bytes that are parsed before it is known that they are not many tiny messages."""
+
+MANY = 32
+"""So many messages in a slice are a flood: a page sends three for each picture."""
 
 
 class BoundedReader(StreamReader):
@@ -83,6 +91,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn: LenientServerProtocol = LenientServerProtocol(self._limit, logger=self.logger)
         self._size = 0
         self._oversize = 0
+        self._unparsed = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; of thousands of tiny messages at once only the first, the rest later."""
+        if self._unparsed:
+            self._unparsed += data
+        elif len(data) <= SLICE or not self.handshake_complete:
+            super().data_received(data)
+        else:
+            super().data_received(data[:SLICE])
+            if self.queue.qsize() < MANY:
+                super().data_received(data[SLICE:])
+            else:
+                self._unparsed += data[SLICE:]
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message; when there is none left, go on with what has not been parsed."""
+        while self._unparsed and self.queue.empty():
+            data = bytes(self._unparsed[:SLICE])
+            del self._unparsed[:SLICE]
+            super().data_received(data)
+        event = await super().receive()
+        if self._unparsed and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+        return event
 
     def handle_text(self, event: Frame) -> None:
         """Take a text message, or the first part of one."""

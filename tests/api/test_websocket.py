@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from benchmarks.front_end import client_frame
 from tests.api.conftest import Client, MakeServer, Server, picture, until
 from tests.fakes import FakeRunner
 
@@ -127,9 +128,9 @@ async def test_age_does_not_build_up_under_a_flood(make_server: MakeServer) -> N
             result = await client.result()
             ages.append(time.monotonic() - result.time)
         flooding.cancel()
-    # One tick under way, one wait for it, and what the test itself needs.
-    assert sorted(ages)[25] < 0.12
-    assert sorted(ages[-10:])[5] < 0.12
+    # One tick under way and one wait for it, 0.08 s on an idle machine. With a queue the last would be two
+    # seconds old.
+    assert sorted(ages[-10:])[5] < 0.5
 
 
 async def test_a_slow_reader_gets_the_newest_and_holds_up_nobody(make_server: MakeServer) -> None:
@@ -350,3 +351,24 @@ async def test_many_users_each_get_their_own(server: Server) -> None:
 
     await asyncio.gather(*(user(number) for number in range(20)))
     assert server.service.registry.counters.results == 200
+
+
+async def test_a_flood_of_tiny_messages_holds_up_nobody(server: Server) -> None:
+    async with server.client("bad") as bad, server.client("good", "?output=ws") as good:
+        await bad.begin()
+        await good.begin()
+        writing = bad.socket.transport
+        tiny = client_frame(1, b"x") * 20_000  # 140 kB, a second of work
+
+        async def read() -> None:
+            async for _ in bad.socket:
+                pass
+
+        reading = asyncio.create_task(read())
+        writing.write(tiny)
+        for _ in range(20):
+            await good.send(picture(100))
+            assert (await good.result()).grey == 155
+        assert server.session("bad").counters.errors < 20_000, "it was not over before the others had a turn"
+        await until(lambda: server.session("bad").counters.errors == 20_000, within=30)
+        reading.cancel()
