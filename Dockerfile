@@ -23,7 +23,7 @@ RUN set -- -r requirements.txt; \
     pip --python /opt/venv/bin/python install -c constraints.txt "$@"
 
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11-slim-bookworm AS server
 
 RUN useradd --uid 1000 --user-group --home-dir /app --no-create-home streamdiffusion \
     && mkdir -p /app/engines /app/.cache/huggingface \
@@ -47,3 +47,17 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=20m --retries=3 CMD ["heal
 # Starts as root, serves as streamdiffusion: see there.
 ENTRYPOINT ["entrypoint"]
 CMD ["python", "-m", "app.main"]
+
+
+# `docker build --target with-compiler …`: the accelerations `fused` and `compile` build their kernels when the
+# server starts, and for that a C compiler must be there.
+FROM server AS with-compiler
+
+# No versions: Debian keeps only the newest.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+
+FROM server

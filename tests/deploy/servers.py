@@ -57,7 +57,7 @@ class Process:
     """A child process; its output goes to a file."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
-        self._log = log
+        self.log = log
         with log.open("ab") as output:
             self.child = subprocess.Popen(
                 command,
@@ -88,7 +88,7 @@ class Process:
         deadline = time.monotonic() + within
         while get(port, path)[0] != 200:
             if self.child.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"not ready; its log:\n{self._log.read_text()}")
+                raise RuntimeError(f"not ready; its log:\n{self.log.read_text()}")
             time.sleep(0.1)
 
 

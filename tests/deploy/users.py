@@ -25,8 +25,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 FRAME_ID = struct.Struct("<8xd")
 """Where a result's header has the number of its frame; docs/protocol.md describes all of it."""
 
-RETRY = 0.05
-"""Seconds between two attempts to connect; the page begins with as little."""
+RETRY = 0.25
+"""Seconds before connecting again, as the page waits the first time."""
 
 
 def picture(side: int = 64, *, seed: int = 0, noise: int = 0) -> bytes:

@@ -1,0 +1,90 @@
+"""What the deployment's files promise each other; the tests marked docker and cluster show that they work."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Loader(yaml.SafeLoader):
+    """Knows Compose's `!reset`."""
+
+
+Loader.add_constructor("!reset", lambda loader, node: None)
+
+
+def read(path: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.load((ROOT / path).read_text(), Loader)
+    return content
+
+
+def gpus(service: dict[str, Any]) -> dict[str, Any]:
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert device["capabilities"] == ["gpu"]
+    found: dict[str, Any] = device
+    return found
+
+
+def test_one_server_has_one_gpu_and_keeps_engines_and_models() -> None:
+    backend = read("docker-compose.yml")["services"]["backend"]
+    assert gpus(backend)["count"] == 1
+    assert backend["volumes"] == ["./engines:/app/engines", "huggingface:/app/.cache/huggingface"]
+    assert backend["ports"] == ["8000:8000"]
+    assert backend["restart"] == "unless-stopped"
+
+
+def test_cpu_override_runs_the_embedded_model_without_a_gpu() -> None:
+    backend = read("docker-compose.cpu.yml")["services"]["backend"]
+    assert backend["deploy"] is None
+    folder = ROOT / backend["environment"]["STREAMDIFFUSION_MODEL__MODEL_ID"]
+    assert (folder / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_profile_starts_so_many_servers_each_with_its_own_gpu(count: int) -> None:
+    services = read("deploy/haproxy/docker-compose.yml")["services"]
+    started = [
+        name
+        for name, service in services.items()
+        if name.startswith("gpu-") and str(count) in service.get("profiles", [str(count)])
+    ]
+    assert started == [f"gpu-{number}" for number in range(count)]
+    assert [gpus(services[name])["device_ids"] for name in started] == [[str(n)] for n in range(count)]
+
+
+def test_proxy_knows_every_server() -> None:
+    services = read("deploy/haproxy/docker-compose.yml")["services"]
+    configuration = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
+    listed = re.findall(r"^    server (\S+) (\S+)$", configuration, re.MULTILINE)
+    assert listed == [(name, f"{name}:8000") for name in services if name.startswith("gpu-")]
+
+
+def test_image_is_made_of_what_the_ignore_file_lets_through() -> None:
+    let_through = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    copied: set[str] = set()
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            copied |= set(shlex.split(line)[1:-1])
+    assert {
+        source.removesuffix("/entrypoint").removesuffix("/healthcheck") for source in copied
+    } == let_through
+    assert not any(source in (".", ".env") for source in copied)
+
+
+def test_ray_aims_at_the_users_that_service_names() -> None:
+    (application,) = read("deploy/ray/serve.yaml")["applications"]
+    (deployment,) = application["deployments"]
+    service = (ROOT / "deploy/ray/service.py").read_text()
+    users, connections = (int(found) for found in re.findall(r"^[A-Z]+ = (\d+)$", service, re.MULTILINE))
+    assert deployment["autoscaling_config"]["target_ongoing_requests"] == users * connections
+    assert deployment["max_ongoing_requests"] == users * connections * 8
