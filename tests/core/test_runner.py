@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor
 from app.core.denoise import Guidance
 from app.core.messages import DeviceLostError, FrameIn, Image, OutOfMemoryError
 from app.core.runner import DiffusionRunner, device_errors
+from app.models.safety import SafetyChecker
 from tests import tiny
 from tests.core.rows import create_runner, frame, picture, row, run_alone, run_together
 
@@ -298,3 +299,20 @@ def test_every_prediction_runs(prediction: Any) -> None:
     image = run_alone(runner, frame(num_inference_steps=4, guidance_scale=1.5))
     assert image is not None
     assert image.std() > 1
+
+
+def test_an_unsafe_picture_is_shown_black_and_only_that() -> None:
+    """Whatever place of a batch it has; the checker sees the pictures themselves."""
+
+    class Checker:
+        def unsafe(self, images: Image) -> list[bool]:
+            return [image.tobytes() == unsafe.tobytes() for image in images]
+
+    frames = sessions()
+    expected = run_together(create_runner(buckets=(4,)), frames)
+    assert expected[2] is not None
+    unsafe = expected[2]
+    model = dataclasses.replace(tiny.model(), safety_checker=cast(SafetyChecker, Checker()))
+    images = run_together(create_runner(model, buckets=(4,)), frames)
+    for place, (image, usual) in enumerate(zip(images, expected, strict=True)):
+        np.testing.assert_array_equal(image, np.zeros_like(unsafe) if place == 2 else usual)
