@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from uvicorn._types import ASGIReceiveEvent
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -24,6 +23,9 @@ from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
 from app.api.websocket import OVERSIZE
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIReceiveEvent
 
 UNSENT = 64 * 1024
 """Bytes that the kernel takes of a connection beyond what the network has room for: about one picture."""
