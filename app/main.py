@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 
 from app.api import http, stream, websocket
 from app.api.protocol import Planner
@@ -101,7 +102,8 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
             logging.shutdown()
             process.end_now(FAILURE)
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="StreamDiffusion Backend",
         description="Real-time image generation. The WebSocket is described in docs/protocol.md.",
         version="0.1.0",

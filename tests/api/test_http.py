@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -158,7 +159,15 @@ async def test_openapi_describes_every_address(server: Server) -> None:
         "/metrics",
     } <= set(description["paths"])
     assert all(entry["get"]["summary"] for entry in description["paths"].values())
-    assert (await server.get("/docs")).status_code == 200
+
+
+async def test_the_documentation_needs_no_foreign_host(server: Server) -> None:
+    page = await server.get("/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert address.startswith("/")
+        assert (await server.get(address)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/api/nothing", "/api/settings/x"])
