@@ -58,15 +58,8 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     (source / "b.JPEG").write_bytes(picture(220))
     (source / "broken.png").write_bytes(b"no picture")
     (source / "notes.txt").write_text("not a picture")
-    command = [
-        sys.executable,
-        EXAMPLES / "folder.py",
-        source,
-        target,
-        "a cat",
-        "--server",
-        make_server().http,
-    ]
+    script = [sys.executable, str(EXAMPLES / "folder.py"), str(source), str(target)]
+    command = [*script, "a cat", "--server", make_server().http]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert "broken.png: picture:" in done.stdout

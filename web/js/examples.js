@@ -4,18 +4,17 @@
  */
 export const EXAMPLES = {
   image: [
-    { id: "watercolor", prompt: "watercolor painting" },
-    { id: "pencil", prompt: "pencil sketch" },
-    { id: "oil", prompt: "oil painting" },
-    { id: "glass", prompt: "stained glass" },
     { id: "neon", prompt: "neon lights" },
     { id: "sunset", prompt: "at sunset" },
-    { id: "winter", prompt: "winter, snow" },
     { id: "comic", prompt: "comic book" },
-    { id: "mosaic", prompt: "mosaic tiles" },
     { id: "blueprint", prompt: "blueprint" },
-    { id: "pixels", prompt: "pixel art" },
     { id: "gold", prompt: "made of gold" },
+    { id: "glass", prompt: "stained glass" },
+    { id: "winter", prompt: "winter, snow" },
+    { id: "pencil", prompt: "pencil sketch" },
+    { id: "bricks", prompt: "toy bricks" },
+    { id: "ice", prompt: "ice sculpture" },
+    { id: "oil", prompt: "oil painting" },
     { id: "watercolor-autumn", prompt: "watercolor, autumn colors" },
   ],
   video: [
