@@ -1,0 +1,1 @@
+"""TensorRT in parts: which library, export to ONNX, build, cache, run."""
