@@ -1,19 +1,21 @@
 """Held-out evaluation of the embedded model: `python -m training.mini.evaluate`.
 
-Photographs come from scikit-image's package; none was seen in training. Writes figures to `results.json` and contact
-sheets to the model's `sheets` folder.
+Photographs come from scikit-image's package; none was seen in training. Writes figures to `results.json` and
+contact sheets to the model's `sheets` folder.
 
 How to read the figures:
 * autoencoder: PSNR in dB of encoding and decoding a photograph at 256 pixels.
-* styles: `nearer` is 1 - |result - rendering| / |input - rendering|, mean absolute differences after a blur of one
-  pixel, where the rendering is the style's own operator; 1 is the rendering itself, 0 as far as the input.
-  `edges` is the correlation of the edge maps of input and result; `edges_rendering` is that of the rendering.
+* styles: `nearer` is 1 - |result - rendering| / |input - rendering|, mean absolute differences after a blur
+  of one pixel, where the rendering is the style's own operator; 1 is the rendering itself, 0 as far as the
+  input. `edges` is the correlation of the edge maps of input and result; `edges_rendering` is that of the
+  rendering.
 * scenes: how often simple colour and shape measurements find what the prompt names, over several seeds.
-* steadiness: mean change in grey levels (of 255) between the results of neighbouring frames of a photograph that
-  moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves.
+* steadiness: mean change in grey levels (of 255) between the results of neighbouring frames of a photograph
+  that moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -21,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from skimage import data
 from torch import Tensor
+from torch.nn import functional
 
 from training.mini.ops import blur, edges, luma
 from training.mini.sample import Sampler
@@ -43,7 +45,9 @@ def photograph(name: str, size: int = 256) -> Tensor:
     x = torch.from_numpy(pixels[..., :3].copy()).float().permute(2, 0, 1)[None] / 255
     side = min(x.shape[2:])
     top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
-    return F.interpolate(x[:, :, top : top + side, left : left + side], size=(size, size), mode="area")
+    return functional.interpolate(
+        x[:, :, top : top + side, left : left + side], size=(size, size), mode="area"
+    )
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -109,7 +113,7 @@ def _fit(mask: Tensor) -> Tensor:
     """A mask cropped to its bounding box and scaled to 64 by 64."""
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].float()
-    return F.interpolate(crop[None, None], size=(64, 64), mode="bilinear")[0, 0] > 0.5
+    return functional.interpolate(crop[None, None], size=(64, 64), mode="bilinear")[0, 0] > 0.5
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
@@ -184,15 +188,22 @@ def measure_scenes(sampler: Sampler, steps: int, seeds: int = 8) -> dict[str, fl
     figures = {}
     for prompt, check in _SCENE_CHECKS.items():
         figures[prompt] = sum(check(sampler.imagine(prompt, seed, steps)) for seed in range(seeds)) / seeds
-    found = []
-    for index, colour in enumerate(("red", "blue", "green", "yellow", "purple", "orange", "pink", "black")):
-        for shape in SHAPES:
-            for seed in (index, index + 20):
-                found.append(_shape_found(sampler.imagine(f"a {colour} {shape}", seed, steps), shape, colour))
+    colours = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "black")
+    found = [
+        _shape_found(sampler.imagine(f"a {colour} {shape}", seed, steps), shape, colour)
+        for index, colour in enumerate(colours)
+        for shape in SHAPES
+        for seed in (index, index + 20)
+    ]
     figures["shapes: named colour"] = round(sum(a for a, _ in found) / len(found), 3)
     figures["shapes: named shape"] = round(sum(b for _, b in found) / len(found), 3)
     figures["seeds differ by (grey levels)"] = round(
-        255 * (sampler.imagine("mountains", 1, steps) - sampler.imagine("mountains", 2, steps)).abs().mean().item(), 1
+        255
+        * (sampler.imagine("mountains", 1, steps) - sampler.imagine("mountains", 2, steps))
+        .abs()
+        .mean()
+        .item(),
+        1,
     )
     return figures
 
@@ -202,8 +213,12 @@ def measure_steadiness(sampler: Sampler, frames: int = 8) -> dict[str, float]:
     clip = [wide[:, :, 32:288, 20 + k : 276 + k] for k in range(frames)]
 
     def change(pictures: list[Tensor]) -> float:
-        pairs = zip(pictures, pictures[1:])
-        return 255 * sum((a[..., 33:] - b[..., 32:-1]).abs().mean().item() for a, b in pairs) / (len(pictures) - 1)
+        pairs = itertools.pairwise(pictures)
+        return (
+            255
+            * sum((a[..., 33:] - b[..., 32:-1]).abs().mean().item() for a, b in pairs)
+            / (len(pictures) - 1)
+        )
 
     figures = {"input": round(change(clip), 2)}
     for name in ("pencil", "oil", "watercolor", "cartoon", "neon", "blueprint", "sunset", "winter"):
@@ -231,7 +246,8 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
     people = {name: photograph(name) for name in ("astronaut", "chelsea", "coffee")}
     tiles: list[tuple[str, list[Tensor]]] = [("input", list(people.values()))]
     tiles += [
-        (style.words[0], [sampler.repaint(x, style.words[0]) for x in people.values()]) for style in ALL_STYLES.values()
+        (style.words[0], [sampler.repaint(x, style.words[0]) for x in people.values()])
+        for style in ALL_STYLES.values()
     ]
     rows, labels = [], []
     for start in range(0, len(tiles), 7):
@@ -248,17 +264,22 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
         labels.append([f"{prompt}, {s}" for s in strengths])
     save_sheet(rows, labels, folder / "strength.webp")
 
-    combos = ("watercolor sunset", "winter oil painting", "pixel art, night", "comic book, autumn", "mosaic at sunset",
-              "a pencil sketch of a woman, sepia", "")  # fmt: skip
+    combos = (
+        "watercolor sunset", "winter oil painting", "pixel art, night", "comic book, autumn",
+        "mosaic at sunset", "a pencil sketch of a woman, sepia", "",
+    )  # fmt: skip
     rows = [[sampler.repaint(x, prompt) for prompt in combos] for x in people.values()]
-    save_sheet(rows, [[prompt or "(empty prompt)" for prompt in combos]] * len(rows), folder / "combinations.webp")
+    save_sheet(
+        rows, [[prompt or "(empty prompt)" for prompt in combos]] * len(rows), folder / "combinations.webp"
+    )
 
     prompts = (
-        "mountains", "mountains at sunset with the sun", "the sea, clouds", "the sea at night with the moon", "a beach",
-        "a lake in the morning", "a forest in autumn", "a forest in winter, snow", "a desert", "city skyline",
-        "a city at night", "green hills, flowers, spring", "space", "a red circle",
-        "a blue square on a yellow background", "a yellow star on blue", "a pink heart", "watercolor mountains",
-        "pixel art city at night", "rain over the sea", "a field in the fog",
+        "mountains", "mountains at sunset with the sun", "the sea, clouds",
+        "the sea at night with the moon", "a beach", "a lake in the morning", "a forest in autumn",
+        "a forest in winter, snow", "a desert", "city skyline", "a city at night",
+        "green hills, flowers, spring", "space", "a red circle", "a blue square on a yellow background",
+        "a yellow star on blue", "a pink heart", "watercolor mountains", "pixel art city at night",
+        "rain over the sea", "a field in the fog",
     )  # fmt: skip
     rows, labels = [], []
     for start in range(0, len(prompts), 7):
@@ -270,8 +291,14 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
 
     rows, labels = [], []
     for steps in (1, 2, 4):
-        row = [sampler.imagine(p, 5, steps) for p in ("mountains at sunset with the sun", "a forest", "a red circle")]
-        row += [sampler.repaint(people["astronaut"], p, 0.5, steps) for p in ("pencil sketch", "oil painting", "neon")]
+        row = [
+            sampler.imagine(p, 5, steps)
+            for p in ("mountains at sunset with the sun", "a forest", "a red circle")
+        ]
+        row += [
+            sampler.repaint(people["astronaut"], p, 0.5, steps)
+            for p in ("pencil sketch", "oil painting", "neon")
+        ]
         rows.append(row)
         labels.append([f"{steps} step{'s' if steps > 1 else ''}"] * len(row))
     save_sheet(rows, labels, folder / "steps.webp")
@@ -316,7 +343,11 @@ def main() -> None:
         "scenes_1_step": measure_scenes(sampler, 1),
         "scenes_4_steps": measure_scenes(sampler, 4),
         "steadiness": measure_steadiness(sampler),
-        "frame_ms_float32": {"threads": torch.get_num_threads(), "256": measure_speed(sampler, 256), "512": measure_speed(sampler, 512)},
+        "frame_ms_float32": {
+            "threads": torch.get_num_threads(),
+            "256": measure_speed(sampler, 256),
+            "512": measure_speed(sampler, 512),
+        },
     }
     arguments.results.write_text(json.dumps(results, indent=1) + "\n")
     log.info("%s", json.dumps(results, indent=1))

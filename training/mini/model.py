@@ -18,9 +18,18 @@ GRID = tuple(999 - 20 * index for index in range(50))
 FACTOR = 4
 """Pixels per latent pixel of the autoencoder."""
 
-# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because a small model can keep a
-# picture's structure only through little noise; pure noise at the end, where video mode begins.
-_NOISE_ANCHORS = ((0, 0.01), (19, 0.015), (259, 0.05), (499, 0.12), (759, 0.32), (899, 0.6), (959, 0.82), (999, 0.99995))
+# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because a small model
+# can keep a picture's structure only through little noise; pure noise at the end, where video mode begins.
+_NOISE_ANCHORS = (
+    (0, 0.01),
+    (19, 0.015),
+    (259, 0.05),
+    (499, 0.12),
+    (759, 0.32),
+    (899, 0.6),
+    (959, 0.82),
+    (999, 0.99995),
+)
 
 
 def noise_levels() -> np.ndarray:
@@ -49,7 +58,7 @@ def build_scheduler() -> LCMScheduler:
 
 
 def build_vae() -> AutoencoderTiny:
-    """Autoencoder of 4 latent channels, 4 times smaller than the picture; cheap at full size, deeper below."""
+    """Autoencoder of 4 latent channels, 4 times smaller than the picture; cheap at full size."""
     vae = AutoencoderTiny(
         encoder_block_out_channels=(16, 16, 16),
         decoder_block_out_channels=(16, 16, 16),
@@ -66,7 +75,8 @@ def build_vae() -> AutoencoderTiny:
 def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
     """Start as plain down- and upsampling of brightness and two colour differences.
 
-    From a random start all latents learn brightness first and colour arrives late; from here only detail is missing.
+    From a random start all latents learn brightness first and colour arrives late; from here only detail is
+    missing.
     """
     to_latent = torch.tensor([[0.299, 0.587, 0.114], [-0.299, -0.587, 0.886], [0.701, -0.587, -0.114]])
     to_latent = to_latent * torch.tensor([[3.6], [6.0], [6.0]])
@@ -99,7 +109,9 @@ def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """UNet with attention at the lowest level only; the prompt also modulates every block through the time embedding."""
+    """UNet with attention at the lowest level only; the prompt also modulates every block through the time
+    embedding.
+    """
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
@@ -118,7 +130,8 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    assert isinstance(tokenizer.bos_token_id, int) and isinstance(tokenizer.eos_token_id, int)
+    assert isinstance(tokenizer.bos_token_id, int)
+    assert isinstance(tokenizer.eos_token_id, int)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -150,7 +163,10 @@ class Parts(torch.nn.Module):
         """Write the weights in half precision, one file each, replacing older ones whole."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.NAMES:
-            state = {key: value.detach().half().cpu().contiguous() for key, value in getattr(self, name).state_dict().items()}
+            state = {
+                key: value.detach().half().cpu().contiguous()
+                for key, value in getattr(self, name).state_dict().items()
+            }
             partial = folder / f"{name}.partial"
             save_file(state, partial)
             partial.replace(folder / f"{name}.safetensors")

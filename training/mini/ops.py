@@ -8,8 +8,8 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Colour = tuple[float, float, float]
 
@@ -41,28 +41,28 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     while sigma / factor > 3.5:
         factor *= 2
     if factor > 1:
-        small = F.avg_pool2d(x, factor, ceil_mode=True)
+        small = functional.avg_pool2d(x, factor, ceil_mode=True)
         small = blur(small, sigma / factor)
-        return F.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return functional.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=False)
     radius = max(1, math.ceil(2.5 * sigma))
     taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
     kernel = kernel / kernel.sum()
     b, c, h, w = x.shape
-    y = F.pad(x.reshape(b * c, 1, h, w), (radius, radius, radius, radius), mode="replicate")
-    y = F.conv2d(y, kernel.view(1, 1, 1, -1))
-    y = F.conv2d(y, kernel.view(1, 1, -1, 1))
+    y = functional.pad(x.reshape(b * c, 1, h, w), (radius, radius, radius, radius), mode="replicate")
+    y = functional.conv2d(y, kernel.view(1, 1, 1, -1))
+    y = functional.conv2d(y, kernel.view(1, 1, -1, 1))
     return y.reshape(b, c, h, w)
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     """Central differences along x and y, the same size as the input."""
-    p = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    p = functional.pad(x, (1, 1, 1, 1), mode="replicate")
     return (p[:, :, 1:-1, 2:] - p[:, :, 1:-1, :-2]) / 2, (p[:, :, 2:, 1:-1] - p[:, :, :-2, 1:-1]) / 2
 
 
 def edges(x: Tensor, sigma: float = 1.2, gain: float = 14.0) -> Tensor:
-    """Soft edge strength in [0, 1] of the picture smoothed by `sigma` pixels, the strongest of the channels."""
+    """Soft edge strength in [0, 1] of the picture smoothed by `sigma` pixels, strongest channel."""
     gx, gy = gradient(blur(x, sigma))
     magnitude = torch.sqrt(gx * gx + gy * gy + 1e-8).amax(1, keepdim=True)
     return torch.tanh((gain * magnitude - 0.12).clamp_min(0))
@@ -102,9 +102,11 @@ def kuwahara(x: Tensor, radius: int, sharpness: float = 6.0) -> Tensor:
     Kuwahara et al. 1976, with the soft weights of Papari et al. 2007 to avoid blocks.
     """
     size = radius + 1
-    padded = F.pad(x, (radius, radius, radius, radius), mode="replicate")
-    mean = F.avg_pool2d(padded, size, 1)
-    variance = (F.avg_pool2d(padded * padded, size, 1) - mean * mean).clamp_min(0).sum(1, keepdim=True)
+    padded = functional.pad(x, (radius, radius, radius, radius), mode="replicate")
+    mean = functional.avg_pool2d(padded, size, 1)
+    variance = (
+        (functional.avg_pool2d(padded * padded, size, 1) - mean * mean).clamp_min(0).sum(1, keepdim=True)
+    )
     h, w = x.shape[-2:]
     total: Tensor | None = None
     weights: Tensor | None = None
@@ -115,14 +117,15 @@ def kuwahara(x: Tensor, radius: int, sharpness: float = 6.0) -> Tensor:
             weight = (s + 0.004).pow(-sharpness / 2)
             total = m * weight if total is None else total + m * weight
             weights = weight if weights is None else weights + weight
-    assert total is not None and weights is not None
+    assert total is not None
+    assert weights is not None
     return total / weights
 
 
 def blocks(x: Tensor, size: int) -> Tensor:
     """Mean colour of every `size` by `size` block, at full size again."""
-    small = F.avg_pool2d(x, size, ceil_mode=True)
-    return F.interpolate(small, scale_factor=size, mode="nearest")[:, :, : x.shape[2], : x.shape[3]]
+    small = functional.avg_pool2d(x, size, ceil_mode=True)
+    return functional.interpolate(small, scale_factor=size, mode="nearest")[:, :, : x.shape[2], : x.shape[3]]
 
 
 def grid(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +157,9 @@ def cells(height: int, width: int, per_period: int, device: str) -> tuple[Tensor
     step = 32 / per_period
     base = torch.stack(torch.meshgrid(torch.arange(per_period), torch.arange(per_period), indexing="ij"), -1)
     base = (base.reshape(-1, 2).float() + 0.5) * step
-    base = base + (torch.rand(base.shape, generator=generator) - 0.5) * step * (0.62 if per_period > 2 else 0.9)
+    base = base + (torch.rand(base.shape, generator=generator) - 0.5) * step * (
+        0.62 if per_period > 2 else 0.9
+    )
     tiles_y, tiles_x = math.ceil(height / 32) + 2, math.ceil(width / 32) + 2
     ys, xs = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     points = torch.stack([ys, xs], -1).reshape(-1, 1, 2)

@@ -1,11 +1,12 @@
 """What training asks for, and in which words.
 
-A `Request` says what to draw; `phrase` puts it into one of many wordings, so that the text encoder meets synonyms,
-articles, word orders and words without meaning. Words the model does not know must leave a picture as it is.
+A `Request` says what to draw; `phrase` puts it into one of many wordings, so that the text encoder meets
+synonyms, articles, word orders and words without meaning. Words the model does not know must leave a picture
+as it is.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from training.mini.scenes import COLOURS, SHAPES, Scene
@@ -14,7 +15,7 @@ from training.mini.styles import ALL_STYLES, MOODS, STYLES
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to learn: a scene from noise (video mode) or, with `scene` None, a given picture repainted."""
+    """One thing to learn: a scene from noise (video mode) or, without `scene`, a given picture repainted."""
 
     scene: Scene | None = None
     style: str | None = None
@@ -22,15 +23,54 @@ class Request:
 
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {
-    "mountains": ("mountains", "mountain landscape", "the alps", "a mountain range", "rocky peaks", "snowy peaks", "hiking trail"),
+    "mountains": (
+        "mountains",
+        "mountain landscape",
+        "the alps",
+        "a mountain range",
+        "rocky peaks",
+        "snowy peaks",
+        "hiking trail",
+    ),
     "sea": ("the sea", "the ocean", "sea", "ocean waves", "open water", "waves", "seascape"),
     "beach": ("a beach", "beach", "sandy beach", "the seaside", "a tropical beach", "the coast", "island"),
     "lake": ("a lake", "lake", "a mountain lake", "a calm lake", "reflections in a lake", "a fjord"),
     "forest": ("a forest", "forest", "pine trees", "woods", "trees", "a pine forest", "jungle"),
     "desert": ("a desert", "desert", "sand dunes", "the sahara", "dunes"),
-    "city": ("a city", "city skyline", "skyscrapers", "downtown", "buildings", "new york", "tokyo", "street", "town"),
-    "meadow": ("a meadow", "green hills", "a field", "meadow", "countryside", "grass", "flowers", "garden", "landscape", "farm"),
-    "space": ("space", "a planet", "outer space", "galaxy", "nebula", "a planet and stars", "stars", "universe", "alien planet"),
+    "city": (
+        "a city",
+        "city skyline",
+        "skyscrapers",
+        "downtown",
+        "buildings",
+        "new york",
+        "tokyo",
+        "street",
+        "town",
+    ),
+    "meadow": (
+        "a meadow",
+        "green hills",
+        "a field",
+        "meadow",
+        "countryside",
+        "grass",
+        "flowers",
+        "garden",
+        "landscape",
+        "farm",
+    ),
+    "space": (
+        "space",
+        "a planet",
+        "outer space",
+        "galaxy",
+        "nebula",
+        "a planet and stars",
+        "stars",
+        "universe",
+        "alien planet",
+    ),
 }
 TIME_WORDS: dict[str, tuple[str, ...]] = {
     "day": ("", "", "", "by day", "on a sunny day", "in daylight", "at noon"),
@@ -65,34 +105,52 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "ring": ("ring", "donut", "hoop"),
 }
 SUBJECTS = (
-    "a man", "a woman", "a person", "a face", "a portrait", "portrait of a man", "portrait of a woman", "a girl", "a boy",
-    "my face", "me", "a selfie", "a child", "people", "a friend", "a cat", "a dog", "a bird", "a horse", "a house", "a car",
-    "a robot", "a room", "my desk", "a cup of coffee", "food", "a chair", "a table", "a street", "a tree", "mountains",
-    "the sea", "a city", "flowers", "a forest", "a landscape", "a photo", "a picture", "an image", "this scene", "everything",
-    "a king", "a queen", "an astronaut", "a wizard", "a knight", "a superhero", "an old man", "a young woman", "the world",
-    "a man with a hat", "a woman with glasses", "a man in a blue shirt", "a woman in a red dress", "a guitar", "a phone",
-    "a computer", "a window", "a lamp", "a book", "hands", "smile", "eyes", "long hair", "a beard", "a zombie", "a tiger",
+    "a man", "a woman", "a person", "a face", "a portrait", "portrait of a man", "portrait of a woman",
+    "a girl", "a boy", "my face", "me", "a selfie", "a child", "people", "a friend", "a cat", "a dog",
+    "a bird", "a horse", "a house", "a car", "a robot", "a room", "my desk", "a cup of coffee", "food",
+    "a chair", "a table", "a street", "a tree", "mountains", "the sea", "a city", "flowers", "a forest",
+    "a landscape", "a photo", "a picture", "an image", "this scene", "everything", "a king", "a queen",
+    "an astronaut", "a wizard", "a knight", "a superhero", "an old man", "a young woman", "the world",
+    "a man with a hat", "a woman with glasses", "a man in a blue shirt", "a woman in a red dress",
+    "a guitar", "a phone", "a computer", "a window", "a lamp", "a book", "hands", "smile", "eyes",
+    "long hair", "a beard", "a zombie", "a tiger",
 )  # fmt: skip
 EXTRAS = (
-    "highly detailed", "beautiful", "masterpiece", "best quality", "4k", "8k", "hd", "high resolution", "trending on artstation",
-    "sharp focus", "award winning", "detailed", "intricate", "realistic", "photo", "cinematic", "professional", "amazing",
-    "very nice", "please", "by a famous artist", "artwork", "art", "illustration", "simple", "modern", "colorful", "elegant",
-    "unreal engine", "octane render", "high quality", "stunning", "epic", "cool", "style",
+    "highly detailed", "beautiful", "masterpiece", "best quality", "4k", "8k", "hd", "high resolution",
+    "trending on artstation", "sharp focus", "award winning", "detailed", "intricate", "realistic",
+    "photo", "cinematic", "professional", "amazing", "very nice", "please", "by a famous artist",
+    "artwork", "art", "illustration", "simple", "modern", "colorful", "elegant", "unreal engine",
+    "octane render", "high quality", "stunning", "epic", "cool", "style",
 )  # fmt: skip
-FILLERS = ("a", "an", "the", "of", "in", "with", "and", "on", "at", "make", "it", "look", "like", "turn", "into", "as", "is",
-           "this", "that", "my", "to", "by", "from", "for", "style", "drawn", "painted", "made", "person", "background", "one",
-           "two", "big", "small", "old", "new", "very", "some", "more", "happy", "sad", "dark", "bright", "light", "color",
-           "hello", "test", "nothing", "normal", "original", "keep")  # fmt: skip
+FILLERS = (
+    "a", "an", "the", "of", "in", "with", "and", "on", "at", "make", "it", "look", "like", "turn", "into",
+    "as", "is", "this", "that", "my", "to", "by", "from", "for", "style", "drawn", "painted", "made",
+    "person", "background", "one", "two", "big", "small", "old", "new", "very", "some", "more", "happy",
+    "sad", "dark", "bright", "light", "color", "hello", "test", "nothing", "normal", "original", "keep",
+)  # fmt: skip
 STYLE_TEMPLATES = (
-    "{s}", "{s}", "{s}", "a {s}", "{s} style", "{s} of {x}", "a {s} of {x}", "{x}, {s}", "{x} as a {s}", "{x} in {s} style",
-    "in the style of {s}", "{x} in the style of a {s}", "make it a {s}", "turn it into {s}", "{e} {s} of {x}", "{s}, {e}",
-    "{s} of {x}, {e}, {e}", "{x}, {s}, {e}", "{e}, {s}", "make me look like {s}", "drawn as {s}",
+    "{s}", "{s}", "{s}", "a {s}", "{s} style", "{s} of {x}", "a {s} of {x}", "{x}, {s}", "{x} as a {s}",
+    "{x} in {s} style", "in the style of {s}", "{x} in the style of a {s}", "make it a {s}",
+    "turn it into {s}", "{e} {s} of {x}", "{s}, {e}", "{s} of {x}, {e}, {e}", "{x}, {s}, {e}", "{e}, {s}",
+    "make me look like {s}", "drawn as {s}",
 )  # fmt: skip
 BOTH_TEMPLATES = (
-    "{s} {m}", "{m} {s}", "{s}, {m}", "{m}, {s}", "{s} of {x}, {m}", "a {s} of {x} {m}", "{x}, {m}, {s}", "a {s}, {m}",
-    "{m} in the style of {s}", "{e} {s}, {m}",
+    "{s} {m}", "{m} {s}", "{s}, {m}", "{m}, {s}", "{s} of {x}, {m}", "a {s} of {x} {m}", "{x}, {m}, {s}",
+    "a {s}, {m}", "{m} in the style of {s}", "{e} {s}, {m}",
 )  # fmt: skip
-PLAIN_TEMPLATES = ("", "", "", "{x}", "{x}", "{e}", "{x}, {e}", "{f} {f} {f}", "{j}", "{j} {f} {x}", "{x} {f} {j}")
+PLAIN_TEMPLATES = (
+    "",
+    "",
+    "",
+    "{x}",
+    "{x}",
+    "{e}",
+    "{x}, {e}",
+    "{f} {f} {f}",
+    "{j}",
+    "{j} {f} {x}",
+    "{x} {f} {j}",
+)
 DEFAULT_SCENE = Scene("meadow", weather="clouds", light="sun")
 
 
@@ -117,7 +175,9 @@ def _scene_words(scene: Scene, rng: random.Random) -> str:
         if rng.random() < 0.6:
             shape = "a " + shape
         if scene.background is not None:
-            shape += rng.choice((" on a {b} background", " on {b}", ", {b} background")).replace("{b}", scene.background)
+            shape += rng.choice((" on a {b} background", " on {b}", ", {b} background")).replace(
+                "{b}", scene.background
+            )
         return shape
     kind = rng.choice(KIND_WORDS[scene.kind])
     rest = [
@@ -144,11 +204,9 @@ def phrase(request: Request, rng: random.Random) -> str:
         if style or mood:
             return _fill(rng.choice(STYLE_TEMPLATES), rng, style or mood)
         return _fill(rng.choice(PLAIN_TEMPLATES), rng)
-    if request.scene == DEFAULT_SCENE and rng.random() < 0.7:
-        # A prompt without a scene still has to paint something: the default landscape.
-        words = ""
-    else:
-        words = _scene_words(request.scene, rng)
+    # A prompt without a scene still has to paint something: the default landscape.
+    unnamed = request.scene == DEFAULT_SCENE and rng.random() < 0.7
+    words = "" if unnamed else _scene_words(request.scene, rng)
     if rng.random() < 0.2:
         words = f"{words}, {rng.choice(EXTRAS)}" if words else rng.choice(EXTRAS)
     elif rng.random() < 0.15 and words:
@@ -158,7 +216,9 @@ def phrase(request: Request, rng: random.Random) -> str:
         return words
     if not words:
         return drawn
-    return rng.choice((f"{drawn} of {words}", f"{words}, {drawn}", f"{drawn} {words}", f"a {drawn} of {words}"))
+    return rng.choice(
+        (f"{drawn} of {words}", f"{words}, {drawn}", f"{drawn} {words}", f"a {drawn} of {words}")
+    )
 
 
 def picture_request(rng: random.Random) -> Request:
@@ -170,6 +230,16 @@ def picture_request(rng: random.Random) -> Request:
         return Request(mood=rng.choice(list(MOODS)))
     if kind < 0.90:
         return Request(style=rng.choice(list(STYLES)), mood=rng.choice(list(MOODS)))
+    return Request()
+
+
+def style_request(rng: random.Random, favourites: Sequence[str]) -> Request:
+    """A request that does not depend on the place in the picture, mostly for one of the favourite styles."""
+    kind = rng.random()
+    if kind < 0.78:
+        return Request(style=rng.choice(favourites))
+    if kind < 0.92:
+        return Request(style=rng.choice(list(STYLES)))
     return Request()
 
 
@@ -185,7 +255,9 @@ def scene_request(rng: random.Random) -> Request:
         backgrounds = [name for name in COLOURS if name != colour]
         background = rng.choice(backgrounds) if rng.random() < 0.5 else None
         shape = rng.choice(SHAPES)
-        return Request(Scene(shape, colour=colour, background=background), style if rng.random() < 0.4 else None)
+        return Request(
+            Scene(shape, colour=colour, background=background), style if rng.random() < 0.4 else None
+        )
     kind = rng.choice(list(KIND_WORDS))
     if kind == "space":
         return Request(Scene("space"), style, mood)

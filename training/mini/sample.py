@@ -1,4 +1,6 @@
-"""Run the embedded model as the server does: fixed noise from a seed, the 50-step grid, `strength` and steps."""
+"""Run the embedded model as the server does: fixed noise from a seed, the 50-step grid, `strength` and
+steps.
+"""
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
@@ -45,12 +47,14 @@ class Sampler:
         return self.text(torch.tensor(encoded["input_ids"]))[0]
 
     @torch.no_grad()
-    def _run(self, latent: Tensor | None, context: Tensor, times: list[int], shape: tuple[int, ...], seed: int) -> Tensor:
+    def _run(
+        self, latent: Tensor | None, context: Tensor, times: list[int], shape: tuple[int, ...], seed: int
+    ) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         noises = [torch.randn(1, *shape[1:], generator=generator) for _ in times]
         context = context.expand(shape[0], -1, -1)
         x0 = latent
-        for t, noise in zip(times, noises):
+        for t, noise in zip(times, noises, strict=True):
             b = self.b[t]
             x = noise.expand(shape) if x0 is None else torch.sqrt(1 - b * b) * x0 + b * noise
             predicted = self.unet(x, torch.full((shape[0],), t), context).sample
@@ -62,14 +66,18 @@ class Sampler:
         return (self.vae.decode(x0).sample / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def repaint(self, pictures: Tensor, prompt: str | Tensor, strength: float = 0.5, steps: int = 1, seed: int = 0) -> Tensor:
+    def repaint(
+        self, pictures: Tensor, prompt: str | Tensor, strength: float = 0.5, steps: int = 1, seed: int = 0
+    ) -> Tensor:
         """Image mode: (B, 3, H, W) in [0, 1] to the same, every row with the seed's noise."""
         context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         latent = self.vae.encode(pictures * 2 - 1).latents
         return self._run(latent, context, time_steps(steps, strength), tuple(latent.shape), seed)
 
     @torch.no_grad()
-    def imagine(self, prompt: str | Tensor, seed: int = 0, steps: int = 1, height: int = 256, width: int = 256) -> Tensor:
+    def imagine(
+        self, prompt: str | Tensor, seed: int = 0, steps: int = 1, height: int = 256, width: int = 256
+    ) -> Tensor:
         """Video mode: a picture (1, 3, H, W) in [0, 1] from the prompt alone."""
         context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         shape = (1, 4, height // FACTOR, width // FACTOR)

@@ -1,17 +1,17 @@
 """Landscapes and shapes drawn as a function of a noise map: what the model paints in video mode.
 
 A regression from pure noise to a picture that the noise does not determine can only learn the average, a fog.
-Here the noise *is* the picture's plan: ridges, clouds, waves, windows and stars are read from the noise latent at
-the place where they are drawn, at several scales, and a few numbers (where the sun stands, how large a shape is)
-from its means. So noise and prompt determine the picture, other seeds give other pictures, and a network with a
-wide enough view can learn the map in one step.
+Here the noise *is* the picture's plan: ridges, clouds, waves, windows and stars are read from the noise
+latent at the place where they are drawn, at several scales, and a few numbers (where the sun stands, how
+large a shape is) from its means. So noise and prompt determine the picture, other seeds give other pictures,
+and a network with a wide enough view can learn the map in one step.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from training.mini.ops import blur, lerp, luma, ramp, smoothstep
 
@@ -84,33 +84,35 @@ class _Canvas:
         """Means of noise cells (in latent pixels), scaled to unit variance: (B, 1, h / tall, w / wide)."""
         plane = self.noise[:, channel : channel + 1]
         tall, wide = min(tall, plane.shape[2]), min(wide, plane.shape[3])
-        return F.avg_pool2d(plane, (tall, wide)) * (tall * wide) ** 0.5
+        return functional.avg_pool2d(plane, (tall, wide)) * (tall * wide) ** 0.5
 
     def field(self, channel: int, tall: int, wide: int | None = None) -> Tensor:
         """The same, interpolated smoothly to the picture's size."""
         cells = self.cells(channel, tall, tall if wide is None else wide)
         size = (self.height, self.width)
-        return F.interpolate(cells, size=size, mode="bicubic", align_corners=False)
+        return functional.interpolate(cells, size=size, mode="bicubic", align_corners=False)
 
     def columns(self, channel: int, wide: int) -> Tensor:
         """One value per strip of `wide` latent columns, from the middle rows; constant inside a strip."""
         h = self.noise.shape[2]
         band = self.noise[:, channel : channel + 1, h // 4 : 3 * h // 4]
-        strips = F.avg_pool2d(band, (band.shape[2], wide)) * (band.shape[2] * wide) ** 0.5
-        index = (torch.arange(self.width, device=strips.device) // (wide * self.factor)).clamp(max=strips.shape[3] - 1)
+        strips = functional.avg_pool2d(band, (band.shape[2], wide)) * (band.shape[2] * wide) ** 0.5
+        index = (torch.arange(self.width, device=strips.device) // (wide * self.factor)).clamp(
+            max=strips.shape[3] - 1
+        )
         return strips[:, :, :, index]
 
     def dots(self, channel: int, low: float, high: float, sigma: float) -> Tensor:
         """A soft dot of radius `sigma` pixels in every 8-pixel block whose noise is a high local maximum."""
         seed = self.cells(channel, 2, 2)
-        peak = smoothstep(low, high, seed) * (seed >= F.max_pool2d(seed, 3, 1, 1) - 1e-4)
-        peak = F.interpolate(peak, size=(self.height, self.width), mode="nearest")
+        peak = smoothstep(low, high, seed) * (seed >= functional.max_pool2d(seed, 3, 1, 1) - 1e-4)
+        peak = functional.interpolate(peak, size=(self.height, self.width), mode="nearest")
         u, v = torch.remainder(self.px, 8) - 3.5, torch.remainder(self.py, 8) - 3.5
         return peak * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
 
     def slope(self, shape: Tensor, reach: int = 3) -> Tensor:
         """Difference of `shape` between `reach` pixels to the left and to the right."""
-        padded = F.pad(shape, (reach, reach, 0, 0), mode="replicate")
+        padded = functional.pad(shape, (reach, reach, 0, 0), mode="replicate")
         return padded[..., : self.width] - padded[..., 2 * reach :]
 
     def number(self, channel: int, part: str = "all") -> Tensor:
@@ -122,17 +124,18 @@ class _Canvas:
         return plane.mean((2, 3), keepdim=True) * (64.0 if part == "all" else 45.0)
 
     def above(self, level: Tensor, soft: float = 1.3) -> Tensor:
-        """1 below the line y = level (measured from the top), 0 above it, with a soft border of some pixels."""
+        """1 below the line y = level (from the top), 0 above it, with a soft border of some pixels."""
         return torch.sigmoid((self.y - level) * (self.height / soft))
 
     def rgb(self, value: tuple[float, float, float]) -> Tensor:
         return self.noise.new_tensor(value).view(1, 3, 1, 1)
 
 
-def _light_position(c: _Canvas, scene: Scene) -> tuple[Tensor, Tensor]:
-    x = (0.5 + 0.27 * torch.tanh(c.number(3, "top"))) * c.aspect
-    height = {"sunset": 0.4, "dawn": 0.36}.get(scene.time, 0.2)
-    return x, height + 0.06 * torch.tanh(c.number(2, "top"))
+def _light_position(c: _Canvas, scene: Scene) -> tuple[float, float]:
+    """Where sun and moon stand: the same place for every seed, which is learned in minutes, a free one is
+    not.
+    """
+    return 0.68 * c.aspect, {"sunset": 0.4, "dawn": 0.36}.get(scene.time, 0.2)
 
 
 def _sky(c: _Canvas, scene: Scene, horizon: float = 0.58) -> Tensor:
@@ -163,8 +166,18 @@ def _sky(c: _Canvas, scene: Scene, horizon: float = 0.58) -> Tensor:
         f = 0.85 * c.field(1, 8, 16) + 0.42 * c.field(1, 4, 8) + 0.22 * c.field(1, 2, 4)
         body = smoothstep(0.15, 1.05, f + cover - 0.7 * (c.y / horizon - 0.45).abs())
         lit = 0.5 + 0.5 * torch.tanh(1.1 * c.field(1, 4, 8) - 0.5 * f + 0.5)
-        white = {"day": (0.99, 0.99, 1.0), "sunset": (1.0, 0.66, 0.5), "night": (0.2, 0.23, 0.36), "dawn": (1.0, 0.88, 0.86)}
-        shade = {"day": (0.68, 0.75, 0.84), "sunset": (0.5, 0.27, 0.42), "night": (0.08, 0.1, 0.2), "dawn": (0.7, 0.62, 0.74)}
+        white = {
+            "day": (0.99, 0.99, 1.0),
+            "sunset": (1.0, 0.66, 0.5),
+            "night": (0.2, 0.23, 0.36),
+            "dawn": (1.0, 0.88, 0.86),
+        }
+        shade = {
+            "day": (0.68, 0.75, 0.84),
+            "sunset": (0.5, 0.27, 0.42),
+            "night": (0.08, 0.1, 0.2),
+            "dawn": (0.7, 0.62, 0.74),
+        }
         cloud = lerp(c.rgb(shade[scene.time]), c.rgb(white[scene.time]), lit)
         if scene.weather != "clouds":
             cloud = lerp(cloud, luma(cloud) * 0.8 * c.rgb((0.95, 1, 1.05)), 0.75)
@@ -191,7 +204,12 @@ def _lit(c: _Canvas, scene: Scene, paint: Tensor, far: float) -> Tensor:
 
 
 def _ground(c: _Canvas, scene: Scene) -> Tensor:
-    base = {"summer": (0.27, 0.5, 0.14), "autumn": (0.66, 0.46, 0.14), "winter": (0.9, 0.94, 0.99), "spring": (0.4, 0.66, 0.2)}
+    base = {
+        "summer": (0.27, 0.5, 0.14),
+        "autumn": (0.66, 0.46, 0.14),
+        "winter": (0.9, 0.94, 0.99),
+        "spring": (0.4, 0.66, 0.2),
+    }
     key = "winter" if scene.weather == "snow" else scene.season
     texture = 1 + 0.1 * c.field(0, 1, 2) * smoothstep(0.5, 1.0, c.y) + 0.1 * c.field(2, 4, 8)
     return (c.rgb(base[key]) * texture).clamp(0, 1)
@@ -199,18 +217,24 @@ def _ground(c: _Canvas, scene: Scene) -> Tensor:
 
 def _ridges(c: _Canvas, channel: int, level: float, height: float) -> tuple[Tensor, Tensor]:
     """A mountain line y(x), and light minus shadow of its slopes in [-1, 1]."""
-    broad, middle, fine = c.field(channel, 16, 8), c.field(channel, 8, 4), c.field(channel, 4, 2)
-    shape = (0.8 - broad.abs()) + 0.45 * (0.8 - middle.abs()) + 0.12 * fine
+    shape = 0.8 * c.field(channel, 16, 8) + 0.5 * c.field(channel, 16, 4) + 0.05 * c.field(channel, 4, 2)
     slope = -c.slope(shape, 3)
-    return level - height * shape, torch.tanh(7 * slope)
+    return level - height * shape, torch.tanh(5 * slope)
 
 
-def _mountain_range(c: _Canvas, scene: Scene, picture: Tensor, channel: int, level: float, height: float, far: float) -> Tensor:
+def _mountain_range(
+    c: _Canvas, scene: Scene, picture: Tensor, channel: int, level: float, height: float, far: float
+) -> Tensor:
     line, side = _ridges(c, channel, level, height)
-    rock = {"summer": (0.36, 0.36, 0.4), "autumn": (0.45, 0.35, 0.3), "winter": (0.5, 0.55, 0.64), "spring": (0.33, 0.4, 0.36)}
+    rock = {
+        "summer": (0.36, 0.36, 0.4),
+        "autumn": (0.45, 0.35, 0.3),
+        "winter": (0.5, 0.55, 0.64),
+        "spring": (0.33, 0.4, 0.36),
+    }
     cold = scene.season == "winter" or scene.weather == "snow"
     paint = c.rgb(rock[scene.season]) * (1 + 0.42 * side)
-    snowline = level - (0.02 if cold else 0.62) * height
+    snowline = level + (0.6 if cold else -0.35) * height
     cap = smoothstep(0.03, -0.03, c.y - snowline - 0.03 * side)
     paint = lerp(paint, c.rgb((0.95, 0.97, 1.0)) * (0.86 + 0.14 * side), cap)
     return lerp(picture, _lit(c, scene, paint, far), c.above(line))
@@ -218,16 +242,26 @@ def _mountain_range(c: _Canvas, scene: Scene, picture: Tensor, channel: int, lev
 
 def _mountains(c: _Canvas, scene: Scene, base: float = 0.72) -> Tensor:
     picture = _sky(c, scene)
-    picture = _mountain_range(c, scene, picture, 0, base - 0.2, 0.12, 0.62)
-    picture = _mountain_range(c, scene, picture, 3, base - 0.06, 0.17, 0.3)
+    picture = _mountain_range(c, scene, picture, 0, base - 0.24, 0.1, 0.62)
+    picture = _mountain_range(c, scene, picture, 3, base - 0.12, 0.12, 0.3)
     line = base + 0.1 + 0.03 * c.field(2, 16, 8)
     return lerp(picture, _lit(c, scene, _ground(c, scene), 0.05), c.above(line, 2.0))
 
 
 def _water(c: _Canvas, scene: Scene, horizon: float) -> Tensor:
     depth = ((c.y - horizon) / (1 - horizon)).clamp(0, 1)
-    near = {"day": (0.03, 0.28, 0.45), "sunset": (0.24, 0.12, 0.3), "night": (0.01, 0.04, 0.12), "dawn": (0.35, 0.4, 0.58)}
-    far = {"day": (0.35, 0.66, 0.8), "sunset": (0.95, 0.55, 0.38), "night": (0.08, 0.14, 0.3), "dawn": (0.93, 0.78, 0.77)}
+    near = {
+        "day": (0.03, 0.28, 0.45),
+        "sunset": (0.24, 0.12, 0.3),
+        "night": (0.01, 0.04, 0.12),
+        "dawn": (0.35, 0.4, 0.58),
+    }
+    far = {
+        "day": (0.35, 0.66, 0.8),
+        "sunset": (0.95, 0.55, 0.38),
+        "night": (0.08, 0.14, 0.3),
+        "dawn": (0.93, 0.78, 0.77),
+    }
     water = lerp(c.rgb(far[scene.time]), c.rgb(near[scene.time]), depth**0.7)
     if scene.weather in ("rain", "snow", "fog"):
         water = lerp(water, luma(water) * c.rgb((0.92, 1.0, 1.08)), 0.7)
@@ -239,7 +273,12 @@ def _water(c: _Canvas, scene: Scene, horizon: float) -> Tensor:
         lx, _ = _light_position(c, scene)
         width = 0.05 + 0.12 * depth
         glitter = torch.exp(-(((c.x - lx) / width) ** 2)) * smoothstep(-0.6, 1.2, wave)
-        tone = {"day": (1, 1, 0.93), "sunset": (1.0, 0.8, 0.42), "night": (0.75, 0.8, 0.9), "dawn": (1, 0.93, 0.8)}
+        tone = {
+            "day": (1, 1, 0.93),
+            "sunset": (1.0, 0.8, 0.42),
+            "night": (0.75, 0.8, 0.9),
+            "dawn": (1, 0.93, 0.8),
+        }
         water = lerp(water, c.rgb(tone[scene.time]), 0.8 * glitter)
     if scene.weather == "fog":
         water = lerp(water, _haze(c, scene), 0.8 * (1 - depth))
@@ -263,8 +302,8 @@ def _beach(c: _Canvas, scene: Scene) -> Tensor:
 
 def _lake(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene)
-    picture = _mountain_range(c, scene, picture, 0, 0.5, 0.11, 0.55)
-    picture = _mountain_range(c, scene, picture, 3, 0.6, 0.1, 0.25)
+    picture = _mountain_range(c, scene, picture, 0, 0.45, 0.09, 0.55)
+    picture = _mountain_range(c, scene, picture, 3, 0.54, 0.07, 0.25)
     shore = 0.62
     rows = (2 * shore - c.y[0, 0, :, 0]).clamp(0, shore) * c.height
     mirror = blur(picture[:, :, rows.long().clamp(0, c.height - 1)], 2.5)
@@ -282,7 +321,12 @@ def _tree_line(c: _Canvas, channel: int, level: float, period: int, tall: float)
 
 def _forest(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene)
-    leaf = {"summer": (0.1, 0.32, 0.14), "autumn": (0.72, 0.34, 0.08), "winter": (0.32, 0.42, 0.45), "spring": (0.28, 0.52, 0.18)}
+    leaf = {
+        "summer": (0.1, 0.32, 0.14),
+        "autumn": (0.72, 0.34, 0.08),
+        "winter": (0.32, 0.42, 0.45),
+        "spring": (0.28, 0.52, 0.18),
+    }
     cold = scene.season == "winter" or scene.weather == "snow"
     rows = ((1, 0.6, 16, 0.16, 0.6), (3, 0.72, 32, 0.3, 0.32), (0, 0.88, 32, 0.42, 0.0))
     for channel, level, period, tall, far in rows:
@@ -291,7 +335,9 @@ def _forest(c: _Canvas, scene: Scene) -> Tensor:
         paint = c.rgb(leaf["winter" if cold else scene.season]) * (1 + 0.25 * vary)
         if scene.season == "autumn" and not cold:
             paint = paint + vary * c.rgb((0.12, 0.14, -0.02))
-        branch = torch.cos(c.py * (2 * torch.pi / 16) + (torch.remainder(c.px, period) - period / 2).abs() * 0.5)
+        branch = torch.cos(
+            c.py * (2 * torch.pi / 16) + (torch.remainder(c.px, period) - period / 2).abs() * 0.5
+        )
         paint = paint * (1 + 0.22 * branch)
         if cold:
             paint = lerp(paint, c.rgb((0.93, 0.96, 1.0)), 0.75 * smoothstep(0.1, 0.8, branch))
@@ -308,7 +354,7 @@ def _desert(c: _Canvas, scene: Scene) -> Tensor:
     for channel, level, height, far in ((1, 0.56, 0.035, 0.5), (3, 0.66, 0.06, 0.25), (0, 0.82, 0.09, 0.0)):
         shape = c.field(channel, 16, 16) + 0.35 * c.field(channel, 16, 8)
         slope = -c.slope(shape, 4)
-        line = level - height * (0.9 - shape.abs())
+        line = level - height * shape
         depth = (c.y - line).clamp_min(0)
         paint = sand * (1 + 0.3 * torch.tanh(5 * slope)) * (1.05 - 0.45 * depth)
         ripple = torch.cos(c.py * (2 * torch.pi / 8) + 1.2 * c.field(2, 4, 8))
@@ -328,7 +374,7 @@ def _city(c: _Canvas, scene: Scene) -> Tensor:
         wall = lerp(c.rgb((0.34, 0.4, 0.5)), c.rgb((0.66, 0.56, 0.48)), tone)
         u, v = torch.remainder(c.px, 8) - 3.5, torch.remainder(c.py, 8) - 3.5
         pane = smoothstep(3.2, 1.8, u.abs()) * smoothstep(3.6, 2.2, v.abs())
-        lamp = F.interpolate(c.cells(0, 2, 2), size=(c.height, c.width), mode="nearest")
+        lamp = functional.interpolate(c.cells(0, 2, 2), size=(c.height, c.width), mode="nearest")
         lamp = smoothstep(-0.35, 0.45, lamp)
         if dark:
             paint = wall * (0.32 if scene.time == "night" else 0.45) * c.rgb((0.85, 0.85, 1.1))
@@ -349,7 +395,11 @@ def _city(c: _Canvas, scene: Scene) -> Tensor:
 def _meadow(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene, 0.6)
     ground = _ground(c, scene)
-    for channel, level, height, far, gain in ((1, 0.55, 0.06, 0.5, 0.8), (3, 0.64, 0.07, 0.22, 0.95), (0, 0.76, 0.06, 0.0, 1.1)):
+    for channel, level, height, far, gain in (
+        (1, 0.55, 0.06, 0.5, 0.8),
+        (3, 0.64, 0.07, 0.22, 0.95),
+        (0, 0.76, 0.06, 0.0, 1.1),
+    ):
         shape = c.field(channel, 16, 16)
         slope = -c.slope(shape, 4)
         line = level - height * shape
@@ -364,11 +414,13 @@ def _meadow(c: _Canvas, scene: Scene) -> Tensor:
     return picture
 
 
-def _space(c: _Canvas, scene: Scene) -> Tensor:
+def _space(c: _Canvas, _scene: Scene) -> Tensor:
     cloud = 0.8 * c.field(1, 16) + 0.5 * c.field(1, 8) + 0.3 * c.field(1, 4)
     hue = torch.sigmoid(1.5 * c.field(2, 16))
     glow = smoothstep(-0.2, 1.8, cloud)
-    picture = c.rgb((0.015, 0.015, 0.05)) + glow * lerp(c.rgb((0.75, 0.15, 0.6)), c.rgb((0.1, 0.45, 0.9)), hue)
+    picture = c.rgb((0.015, 0.015, 0.05)) + glow * lerp(
+        c.rgb((0.75, 0.15, 0.6)), c.rgb((0.1, 0.45, 0.9)), hue
+    )
     picture = picture + c.dots(0, 1.2, 2.4, 1.4)
     lx = (0.5 + 0.2 * torch.tanh(c.number(3, "top"))) * c.aspect
     ly = 0.5 + 0.15 * torch.tanh(c.number(2, "top"))
@@ -376,7 +428,9 @@ def _space(c: _Canvas, scene: Scene) -> Tensor:
     dx, dy = (c.x - lx) / radius, (c.y - ly) / radius
     r = torch.sqrt(dx * dx + dy * dy + 1e-9)
     band = 0.5 + 0.5 * torch.cos(9 * dy + 0.8 * c.field(3, 8))
-    planet = lerp(c.rgb((0.9, 0.62, 0.35)), c.rgb((0.55, 0.3, 0.25)), band) * (1.15 - 0.75 * smoothstep(-0.6, 1.1, dx + dy))
+    planet = lerp(c.rgb((0.9, 0.62, 0.35)), c.rgb((0.55, 0.3, 0.25)), band) * (
+        1.15 - 0.75 * smoothstep(-0.6, 1.1, dx + dy)
+    )
     return lerp(picture, planet.clamp(0, 1), torch.sigmoid((1 - r) * radius * c.height / 1.4)).clamp(0, 1)
 
 
@@ -403,7 +457,9 @@ def _shape(c: _Canvas, scene: Scene) -> Tensor:
     paint = c.rgb(COLOURS[scene.colour])
     light = 1 + 0.14 * torch.tanh(c.field(1, 16)) - 0.06 * v
     if scene.background is None:
-        back = c.rgb((0.86, 0.87, 0.89)) if scene.colour not in ("white", "grey") else c.rgb((0.25, 0.3, 0.38))
+        back = (
+            c.rgb((0.86, 0.87, 0.89)) if scene.colour not in ("white", "grey") else c.rgb((0.25, 0.3, 0.38))
+        )
     else:
         back = c.rgb(COLOURS[scene.background])
     back = back * (1 + 0.06 * torch.tanh(c.field(0, 16)) - 0.12 * (c.y - 0.5))

@@ -7,8 +7,8 @@ device, so that a seeded run draws the same pictures.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from training.mini.ops import blur, lerp, luma
 
@@ -18,14 +18,16 @@ def _uniform(batch: int, low: float, high: float, device: torch.device) -> Tenso
 
 
 def _coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """x and y in units of the shorter side, (0, 0) in the middle."""
+    """X and y in units of the shorter side, (0, 0) in the middle."""
     side = min(height, width)
     ys = (torch.arange(height, device=device) + 0.5 - height / 2) / side
     xs = (torch.arange(width, device=device) + 0.5 - width / 2) / side
     return xs.view(1, 1, 1, -1), ys.view(1, 1, -1, 1)
 
 
-def fractal_noise(batch: int, channels: int, height: int, width: int, device: torch.device, falloff: float) -> Tensor:
+def fractal_noise(
+    batch: int, channels: int, height: int, width: int, device: torch.device, falloff: float
+) -> Tensor:
     """Sum of octaves of smooth noise, about zero mean and unit variance; falloff 0.5 is near 1/f."""
     total = torch.zeros(batch, channels, height, width, device=device)
     power = 0.0
@@ -33,7 +35,9 @@ def fractal_noise(batch: int, channels: int, height: int, width: int, device: to
     while cell >= 2:
         h, w = math.ceil(height / cell) + 1, math.ceil(width / cell) + 1
         octave = torch.randn(batch, channels, h, w, device=device)
-        total = total + weight * F.interpolate(octave, size=(height, width), mode="bicubic", align_corners=False)
+        total = total + weight * functional.interpolate(
+            octave, size=(height, width), mode="bicubic", align_corners=False
+        )
         power += weight * weight
         cell, weight = cell // 2, weight * falloff
     return total / math.sqrt(power)
@@ -51,17 +55,23 @@ def _fill(picture: Tensor, mask: Tensor, paint: Tensor) -> Tensor:
     return picture + (paint - picture) * mask
 
 
-def _ellipse(xs: Tensor, ys: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor, soft: float = 0.008) -> Tensor:
+def _ellipse(
+    xs: Tensor, ys: Tensor, cx: Tensor, cy: Tensor, rx: Tensor, ry: Tensor, soft: float = 0.008
+) -> Tensor:
     r = torch.sqrt(((xs - cx) / rx) ** 2 + ((ys - cy) / ry) ** 2 + 1e-9)
     return torch.sigmoid((1 - r) * torch.minimum(rx, ry) / soft * 2)
 
 
-def _box(xs: Tensor, ys: Tensor, cx: Tensor, cy: Tensor, hx: Tensor, hy: Tensor, soft: float = 0.006) -> Tensor:
+def _box(
+    xs: Tensor, ys: Tensor, cx: Tensor, cy: Tensor, hx: Tensor, hy: Tensor, soft: float = 0.006
+) -> Tensor:
     return torch.sigmoid((hx - (xs - cx).abs()) / soft * 2) * torch.sigmoid((hy - (ys - cy).abs()) / soft * 2)
 
 
 def dead_leaves(batch: int, height: int, width: int, device: torch.device, count: int = 56) -> Tensor:
-    """Overlapping textured, shaded shapes of all sizes: the occlusion statistics of photographs (Lee et al. 2001)."""
+    """Overlapping textured, shaded shapes of all sizes: the occlusion statistics of photographs (Lee et al.
+    2001).
+    """
     xs, ys = _coordinates(height, width, device)
     texture = fractal_noise(batch, 3, height, width, device, 0.7)
     picture = (_random_colour(batch, device) + 0.15 * texture[:, :1]).clamp(0, 1)
@@ -82,7 +92,9 @@ def dead_leaves(batch: int, height: int, width: int, device: torch.device, count
         mask = torch.sigmoid((1 - r) / soft)
         shade = 1 + 0.35 * _uniform(batch, -1, 1, device) * u + 0.35 * _uniform(batch, -1, 1, device) * v
         roll = index * 7 % height
-        grain = torch.roll(texture, (roll, roll), (2, 3)) * (0.16 * torch.rand(batch, 1, 1, 1, device=device) ** 2)
+        grain = torch.roll(texture, (roll, roll), (2, 3)) * (
+            0.16 * torch.rand(batch, 1, 1, 1, device=device) ** 2
+        )
         paint = _random_colour(batch, device) * shade.clamp(0.2, 1.7) + grain
         picture = _fill(picture, mask, paint.clamp(0, 1))
     return picture
@@ -102,7 +114,9 @@ def room(batch: int, height: int, width: int, device: torch.device) -> Tensor:
         if index % 4 == 3:  # a row of books or slats
             hx, hy = _uniform(batch, 0.15, 0.4, device), _uniform(batch, 0.05, 0.11, device)
             stripe = torch.floor((xs - cx) / _uniform(batch, 0.02, 0.05, device))
-            tint = torch.sin(stripe * torch.tensor([12.9, 78.2, 37.7], device=device).view(1, 3, 1, 1) + cx * 90)
+            tint = torch.sin(
+                stripe * torch.tensor([12.9, 78.2, 37.7], device=device).view(1, 3, 1, 1) + cx * 90
+            )
             inside = (0.45 + 0.35 * tint) * (0.7 + 0.3 * _random_colour(batch, device))
         else:
             glow = _uniform(batch, -0.6, 0.6, device)
@@ -127,7 +141,9 @@ def room(batch: int, height: int, width: int, device: torch.device) -> Tensor:
 
 
 def portrait(batch: int, height: int, width: int, device: torch.device) -> Tensor:
-    """A person before a background, made of shaded blobs: shoulders, head, hair, eyes, brows, nose, mouth, glasses."""
+    """A person before a background, made of shaded blobs: shoulders, head, hair, eyes, brows, nose, mouth,
+    glasses.
+    """
     xs, ys = _coordinates(height, width, device)
 
     def u(low: float, high: float) -> Tensor:
@@ -156,8 +172,12 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     # long hair behind the head
     long_hair = chance(0.4)
     zero = torch.zeros(batch, 1, 1, 1, device=device)
-    strands = hair_colour * (1 + 0.25 * torch.sin(hx / size * u(15, 40) + texture[:, :1]) + 0.2 * light * hx / size)
-    picture = _fill(picture, long_hair * _ellipse(hx, hy, zero, 0.35 * size, 1.15 * size, 1.7 * size), strands)
+    strands = hair_colour * (
+        1 + 0.25 * torch.sin(hx / size * u(15, 40) + texture[:, :1]) + 0.2 * light * hx / size
+    )
+    picture = _fill(
+        picture, long_hair * _ellipse(hx, hy, zero, 0.35 * size, 1.15 * size, 1.7 * size), strands
+    )
     # body
     cloth = _random_colour(batch, device) * (1 + 0.3 * light * hx + 0.12 * texture[:, :1])
     pattern = 1 + chance(0.3) * 0.35 * torch.sign(torch.sin(hy / size * u(5, 16)))
@@ -178,7 +198,11 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     picture = _fill(picture, head, face.clamp(0, 1))
     for side in (-1.0, 1.0):  # cheeks
         cheek = _ellipse(hx, hy, side * 0.45 * rx, 0.3 * ry, 0.3 * rx, 0.22 * ry, 0.05)
-        picture = _fill(picture, 0.3 * cheek * head, skin * torch.tensor([1.1, 0.75, 0.72], device=device).view(1, 3, 1, 1))
+        picture = _fill(
+            picture,
+            0.3 * cheek * head,
+            skin * torch.tensor([1.1, 0.75, 0.72], device=device).view(1, 3, 1, 1),
+        )
     # hair on top: an ellipse minus the face below the hairline
     line = u(-0.65, -0.3) * ry + u(-0.1, 0.1) * hx
     top = _ellipse(hx, hy, zero, -0.18 * ry, rx * u(1.05, 1.2), ry * u(0.98, 1.15))
@@ -187,16 +211,22 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     picture = _fill(picture, chance(0.9) * top * above, strands.clamp(0, 1))
     # eyes
     ex, ey = u(0.36, 0.46) * rx, u(-0.16, -0.02) * ry
-    iris = torch.rand(batch, 3, 1, 1, device=device) * torch.tensor([0.4, 0.5, 0.6], device=device).view(1, 3, 1, 1)
+    iris = torch.rand(batch, 3, 1, 1, device=device) * torch.tensor([0.4, 0.5, 0.6], device=device).view(
+        1, 3, 1, 1
+    )
     open_ = u(0.06, 0.12)
     gaze = u(-0.05, 0.05) * size
     glasses = chance(0.3)
     for side in (-1.0, 1.0):
         x0 = side * ex
         picture = _fill(picture, 0.4 * _ellipse(hx, hy, x0, ey, 0.25 * size, 0.17 * size, 0.03), skin * 0.55)
-        picture = _fill(picture, _ellipse(hx, hy, x0, ey, 0.17 * size, open_ * size), 0.9 * torch.ones_like(skin))
+        picture = _fill(
+            picture, _ellipse(hx, hy, x0, ey, 0.17 * size, open_ * size), 0.9 * torch.ones_like(skin)
+        )
         picture = _fill(picture, _ellipse(hx, hy, x0 + gaze, ey, 0.08 * size, 0.085 * size), iris)
-        picture = _fill(picture, _ellipse(hx, hy, x0 + gaze, ey, 0.04 * size, 0.045 * size), 0.04 * torch.ones_like(skin))
+        picture = _fill(
+            picture, _ellipse(hx, hy, x0 + gaze, ey, 0.04 * size, 0.045 * size), 0.04 * torch.ones_like(skin)
+        )
         lid = _box(hx, hy, x0, ey - open_ * size, 0.17 * size, 0.018 * size)
         picture = _fill(picture, 0.8 * lid, hair_colour * 0.5)
         slope = side * u(-0.15, 0.2) * (hx - x0)
@@ -206,7 +236,9 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
         rim_mask = torch.exp(-(((ring - 1) / 0.09) ** 2))
         picture = _fill(picture, glasses * rim_mask, 0.12 * torch.ones_like(skin))
     # nose and mouth
-    nose = torch.exp(-(((hx - 0.05 * light * size) / (0.07 * size)) ** 2)) * _box(hx, hy, zero, 0.1 * ry, size, 0.25 * size, 0.05)
+    nose = torch.exp(-(((hx - 0.05 * light * size) / (0.07 * size)) ** 2)) * _box(
+        hx, hy, zero, 0.1 * ry, size, 0.25 * size, 0.05
+    )
     picture = _fill(picture, 0.25 * nose * head, skin * 1.25)
     tip = _ellipse(hx, hy, zero, 0.34 * ry, 0.14 * size, 0.05 * size, 0.02)
     picture = _fill(picture, 0.5 * tip, skin * 0.55)
@@ -218,7 +250,12 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     picture = _fill(picture, teeth, 0.92 * torch.ones_like(skin))
     closed = _box(hx, hy + smile, zero, mouth_y, mouth_w * 0.9, 0.012 * size)
     picture = _fill(picture, 0.7 * closed * (1 - teeth), skin * 0.25)
-    beard = chance(0.2) * head * torch.sigmoid((hy - 0.4 * ry) / 0.03) * (1 - _ellipse(hx, hy + smile, zero, mouth_y, mouth_w, 0.1 * size))
+    beard = (
+        chance(0.2)
+        * head
+        * torch.sigmoid((hy - 0.4 * ry) / 0.03)
+        * (1 - _ellipse(hx, hy + smile, zero, mouth_y, mouth_w, 0.1 * size))
+    )
     picture = _fill(picture, 0.75 * beard, hair_colour * (1 + 0.2 * texture[:, 1:2]))
     # a raised hand or an arm, sometimes
     hand = chance(0.25) * _ellipse(xs, ys, u(-0.6, 0.6), u(0.15, 0.5), u(0.05, 0.1), u(0.06, 0.12), 0.02)
@@ -244,7 +281,9 @@ def photograph(x: Tensor) -> Tensor:
 
 
 def draw_sources(batch: int, height: int, width: int, device: torch.device) -> Tensor:
-    """A mixed batch of drawn photographs, (B, 3, H, W) in [0, 1]: half leaves, a third people, the rest rooms."""
+    """A mixed batch of drawn photographs, (B, 3, H, W) in [0, 1]: half leaves, a third people, the rest
+    rooms.
+    """
     people = max(1, batch // 3)
     rooms = max(1, batch // 8)
     leaves = max(1, batch - people - rooms)

@@ -2,8 +2,9 @@
 
 A *style* is a way of drawing (pencil, mosaic, ...), a *mood* changes light and colour (sunset, winter, ...).
 All are deterministic and depend on the neighbourhood of a pixel only, so that a small network can learn them.
-Fixed patterns (dots, tiles, scan lines) repeat every 8, 16 or 32 pixels from the corner, because a convolutional
-network with three halvings of a 4-times smaller latent knows its position modulo 32 pixels and no better.
+Fixed patterns (dots, tiles, scan lines) repeat every 8, 16 or 32 pixels from the corner, because a
+convolutional network with three halvings of a 4-times smaller latent knows its position modulo 32 pixels and
+no better.
 """
 
 from collections.abc import Callable
@@ -40,26 +41,26 @@ def _dodge(lightness: Tensor, sigma: float) -> Tensor:
 
 
 def _outline(x: Tensor, sigma: float = 1.3, gain: float = 24.0) -> Tensor:
-    """Ink lines in [0, 1]: dark side of the edges (a soft XDoG, Winnemoeller 2011) plus strong colour edges."""
-    l = luma(x)
-    difference = blur(l, sigma * 2.2) - blur(l, sigma)
+    """Ink lines in [0, 1]: dark side of edges (soft XDoG, Winnemoeller 2011) and colour edges."""
+    light = luma(x)
+    difference = blur(light, sigma * 2.2) - blur(light, sigma)
     ink = torch.tanh((gain * (difference - 0.012)).clamp_min(0))
     return torch.maximum(ink, smoothstep(0.75, 1.0, edges(x, sigma, 9.0)) * 0.9)
 
 
 def pencil(x: Tensor) -> Tensor:
-    l = luma(blur(x, 0.8))
-    line = smoothstep(0.42, 0.96, _dodge(l, 5.0))
+    light = luma(blur(x, 0.8))
+    line = smoothstep(0.42, 0.96, _dodge(light, 5.0))
     xs, ys = grid(x)
     stroke = 0.5 + 0.5 * torch.cos((xs + ys) * (2 * torch.pi / 8))
-    shade = smoothstep(0.6, 0.1, blur(l, 2.0)) * (0.14 + 0.34 * stroke)
-    tone = (line * 0.82 + 0.18 * smoothstep(0.0, 0.7, l)) - shade
+    shade = smoothstep(0.6, 0.1, blur(light, 2.0)) * (0.14 + 0.34 * stroke)
+    tone = (line * 0.82 + 0.18 * smoothstep(0.0, 0.7, light)) - shade
     return tone.clamp(0.08, 1) * colour((0.99, 0.98, 0.95), x)
 
 
 def charcoal(x: Tensor) -> Tensor:
-    l = luma(kuwahara(x, 4))
-    tone = smoothstep(0.12, 0.82, l) * 0.75 + 0.18
+    light = luma(kuwahara(x, 4))
+    tone = smoothstep(0.12, 0.82, light) * 0.75 + 0.18
     line = edges(x, 1.8, 16.0)
     return (tone * (1 - 0.75 * line)).clamp(0.04, 0.95) * colour((1.0, 0.99, 0.97), x)
 
@@ -82,35 +83,37 @@ def watercolor(x: Tensor) -> Tensor:
 
 def cartoon(x: Tensor) -> Tensor:
     y = saturate(kuwahara(x, 4, 10.0), 1.55)
-    l = luma(y)
-    y = y * (levels(l, 5) * 0.95 + 0.06) / (l + 0.06)
+    light = luma(y)
+    y = y * (levels(light, 5) * 0.95 + 0.06) / (light + 0.06)
     return (y.clamp(0, 1) * (1 - 0.92 * _outline(kuwahara(x, 2)))).clamp(0, 1)
 
 
 def comic(x: Tensor) -> Tensor:
     y = kuwahara(x, 3, 10.0)
-    l = luma(y)
+    light = luma(y)
     flat = saturate(levels(contrast(y, 1.35), 3), 1.5)
     flat = lerp(flat, torch.ones_like(flat), 0.18)
     xs, ys = grid(x)
     dot = 0.5 + 0.25 * (torch.cos(xs * (2 * torch.pi / 8)) + torch.cos(ys * (2 * torch.pi / 8)))
-    ink = smoothstep(0.35, 0.65, dot + (0.42 - l) * 1.4) * smoothstep(0.72, 0.5, l)
+    ink = smoothstep(0.35, 0.65, dot + (0.42 - light) * 1.4) * smoothstep(0.72, 0.5, light)
     y = flat * (1 - 0.62 * ink)
     return (y * (1 - _outline(x, 1.5, 34.0))).clamp(0, 1)
 
 
 def halftone(x: Tensor) -> Tensor:
-    l = luma(blur(x, 2.0))
+    light = luma(blur(x, 2.0))
     xs, ys = grid(x)
     dot = 0.5 + 0.25 * (torch.cos(xs * (2 * torch.pi / 8)) + torch.cos(ys * (2 * torch.pi / 8)))
-    ink = smoothstep(-0.18, 0.18, dot - contrast(l, 1.25))
+    ink = smoothstep(-0.18, 0.18, dot - contrast(light, 1.25))
     return lerp(colour((0.97, 0.94, 0.86), x).expand_as(x), colour((0.1, 0.1, 0.12), x), ink)
 
 
 def mosaic(x: Tensor) -> Tensor:
     y, border = cell_colours(saturate(x, 1.5), 3, 2.5)
     grout = smoothstep(2.6, 0.8, border)
-    return lerp(y * (0.9 + 0.12 * smoothstep(2, 6, border)), colour((0.93, 0.9, 0.82), x), grout * 0.85).clamp(0, 1)
+    return lerp(
+        y * (0.9 + 0.12 * smoothstep(2, 6, border)), colour((0.93, 0.9, 0.82), x), grout * 0.85
+    ).clamp(0, 1)
 
 
 def stained_glass(x: Tensor) -> Tensor:
@@ -167,29 +170,36 @@ def emboss(x: Tensor) -> Tensor:
 
 
 def ink(x: Tensor) -> Tensor:
-    l = luma(kuwahara(x, 3))
-    black = smoothstep(0.06, -0.06, l - 0.5 * blur(l, 14.0) - 0.18)
+    light = luma(kuwahara(x, 3))
+    black = smoothstep(0.06, -0.06, light - 0.5 * blur(light, 14.0) - 0.18)
     black = torch.maximum(black, _outline(x, 1.5, 30.0))
     return (1 - black * 0.95) * colour((0.99, 0.98, 0.94), x)
 
 
 def pop_art(x: Tensor) -> Tensor:
     y = kuwahara(x, 4)
-    l = contrast(luma(y), 1.3)
+    light = contrast(luma(y), 1.3)
     stops = [(0.12, 0.05, 0.35), (0.9, 0.1, 0.5), (1.0, 0.55, 0.1), (1.0, 0.93, 0.3), (0.65, 0.97, 0.95)]
-    return (ramp(levels(l, 5, 0.25), stops) * (1 - 0.85 * _outline(x))).clamp(0, 1)
+    return (ramp(levels(light, 5, 0.25), stops) * (1 - 0.85 * _outline(x))).clamp(0, 1)
 
 
 def thermal(x: Tensor) -> Tensor:
-    stops = [(0.02, 0.0, 0.12), (0.2, 0.0, 0.55), (0.75, 0.05, 0.5), (0.98, 0.4, 0.08), (1.0, 0.85, 0.2), (1, 1, 0.9)]
+    stops = [
+        (0.02, 0.0, 0.12),
+        (0.2, 0.0, 0.55),
+        (0.75, 0.05, 0.5),
+        (0.98, 0.4, 0.08),
+        (1.0, 0.85, 0.2),
+        (1, 1, 0.9),
+    ]
     return ramp(contrast(luma(blur(x, 1.0)), 1.15), stops)
 
 
 def scanlines(x: Tensor) -> Tensor:
-    l = luma(contrast(x, 1.25))
+    light = luma(contrast(x, 1.25))
     _, ys = grid(x)
     line = 0.72 + 0.28 * torch.cos(ys * (2 * torch.pi / 8))
-    glow = (l * 0.85 + 0.5 * edges(x, 1.2, 9.0)).clamp(0, 1) * line
+    glow = (light * 0.85 + 0.5 * edges(x, 1.2, 9.0)).clamp(0, 1) * line
     return ramp(glow, [(0.0, 0.05, 0.02), (0.02, 0.45, 0.12), (0.2, 0.95, 0.35), (0.8, 1.0, 0.8)])
 
 
@@ -207,27 +217,29 @@ def negative(x: Tensor) -> Tensor:
 def sunset(x: Tensor) -> Tensor:
     h = x.shape[2]
     _, ys = grid(x)
-    l = luma(x)
-    height = (ys / h).expand_as(l)
-    toned = ramp(l * 0.92 + 0.03, [(0.12, 0.03, 0.14), (0.55, 0.14, 0.2), (0.98, 0.5, 0.18), (1.0, 0.88, 0.55)])
+    light = luma(x)
+    height = (ys / h).expand_as(light)
+    toned = ramp(
+        light * 0.92 + 0.03, [(0.12, 0.03, 0.14), (0.55, 0.14, 0.2), (0.98, 0.5, 0.18), (1.0, 0.88, 0.55)]
+    )
     y = lerp(x * colour((1.12, 0.72, 0.5), x), toned, 0.62)
     glow = ramp(height, [(0.55, 0.1, 0.35), (1.0, 0.42, 0.15), (0.9, 0.45, 0.2), (0.3, 0.05, 0.15)])
     return lerp(y, 1 - (1 - y) * (1 - 0.5 * glow), 0.6).clamp(0, 1)
 
 
 def night(x: Tensor) -> Tensor:
-    l = luma(x)
-    y = lerp(l.expand_as(x), x, 0.45) * colour((0.26, 0.36, 0.68), x) + colour((0.0, 0.01, 0.06), x)
-    lamp = smoothstep(0.72, 0.95, l)
+    light = luma(x)
+    y = lerp(light.expand_as(x), x, 0.45) * colour((0.26, 0.36, 0.68), x) + colour((0.0, 0.01, 0.06), x)
+    lamp = smoothstep(0.72, 0.95, light)
     y = y + blur(lamp, 5.0) * colour((0.28, 0.22, 0.1), x) + lamp * colour((0.3, 0.26, 0.16), x)
     return (y * vignette(x, 0.45)).clamp(0, 1)
 
 
 def winter(x: Tensor) -> Tensor:
-    l = luma(x)
-    y = lerp(l.expand_as(x), x, 0.35) * colour((0.82, 0.92, 1.04), x)
+    light = luma(x)
+    y = lerp(light.expand_as(x), x, 0.35) * colour((0.82, 0.92, 1.04), x)
     y = 1 - (1 - y) * 0.72
-    _, gy = gradient(blur(l, 2.0))
+    _, gy = gradient(blur(light, 2.0))
     snow = torch.tanh((-gy * 30 - 0.25).clamp_min(0))
     snow = torch.maximum(snow, blur(snow, 2.0))
     y = lerp(y, colour((0.97, 0.99, 1.0), x), 0.95 * snow)
@@ -237,16 +249,16 @@ def winter(x: Tensor) -> Tensor:
 
 def autumn(x: Tensor) -> Tensor:
     r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
-    l = luma(x)
-    warm = torch.cat([0.35 + 0.85 * l, 0.1 + 0.68 * l, 0.02 + 0.3 * l], 1)
+    light = luma(x)
+    warm = torch.cat([0.35 + 0.85 * light, 0.1 + 0.68 * light, 0.02 + 0.3 * light], 1)
     cool = smoothstep(-0.05, 0.2, torch.maximum(g, b) - r)
     y = lerp(x * colour((1.12, 0.92, 0.66), x), warm, 0.35 + 0.5 * cool)
     return contrast(saturate(y, 1.35), 1.1).clamp(0, 1)
 
 
 def vintage(x: Tensor) -> Tensor:
-    l = luma(contrast(x, 0.85))
-    y = ramp(l, [(0.16, 0.09, 0.04), (0.62, 0.45, 0.27), (0.98, 0.91, 0.74)])
+    light = luma(contrast(x, 0.85))
+    y = ramp(light, [(0.16, 0.09, 0.04), (0.62, 0.45, 0.27), (0.98, 0.91, 0.74)])
     return (y * vignette(x, 0.5)).clamp(0, 1)
 
 
@@ -255,20 +267,22 @@ def noir(x: Tensor) -> Tensor:
 
 
 def gold(x: Tensor) -> Tensor:
-    l = luma(contrast(x, 1.2))
+    light = luma(contrast(x, 1.2))
     gx, gy = gradient(blur(luma(x), 1.2))
-    l = (l + 0.35 * torch.tanh(6 * (gx + gy))).clamp(0, 1)
-    return ramp(l, [(0.1, 0.04, 0.0), (0.5, 0.3, 0.04), (0.93, 0.7, 0.2), (1.0, 0.93, 0.6), (1, 1, 0.95)])
+    light = (light + 0.35 * torch.tanh(6 * (gx + gy))).clamp(0, 1)
+    return ramp(light, [(0.1, 0.04, 0.0), (0.5, 0.3, 0.04), (0.93, 0.7, 0.2), (1.0, 0.93, 0.6), (1, 1, 0.95)])
 
 
 def ice(x: Tensor) -> Tensor:
-    l = (luma(contrast(x, 1.15)) + 0.45 * edges(x, 1.5, 11.0)).clamp(0, 1)
-    return ramp(l, [(0.02, 0.08, 0.25), (0.1, 0.42, 0.72), (0.5, 0.82, 0.95), (0.97, 1.0, 1.0)])
+    light = (luma(contrast(x, 1.15)) + 0.45 * edges(x, 1.5, 11.0)).clamp(0, 1)
+    return ramp(light, [(0.02, 0.08, 0.25), (0.1, 0.42, 0.72), (0.5, 0.82, 0.95), (0.97, 1.0, 1.0)])
 
 
 def fire(x: Tensor) -> Tensor:
-    l = (luma(contrast(x, 1.3)) * 0.85 + 0.45 * edges(x, 1.6, 11.0)).clamp(0, 1)
-    return ramp(l, [(0.03, 0.0, 0.0), (0.45, 0.03, 0.0), (0.95, 0.32, 0.02), (1.0, 0.78, 0.12), (1, 1, 0.8)])
+    light = (luma(contrast(x, 1.3)) * 0.85 + 0.45 * edges(x, 1.6, 11.0)).clamp(0, 1)
+    return ramp(
+        light, [(0.03, 0.0, 0.0), (0.45, 0.03, 0.0), (0.95, 0.32, 0.02), (1.0, 0.78, 0.12), (1, 1, 0.8)]
+    )
 
 
 def underwater(x: Tensor) -> Tensor:
@@ -280,8 +294,10 @@ def underwater(x: Tensor) -> Tensor:
 
 
 def vaporwave(x: Tensor) -> Tensor:
-    l = contrast(luma(x), 1.2)
-    y = ramp(l, [(0.16, 0.04, 0.36), (0.55, 0.15, 0.75), (1.0, 0.4, 0.75), (0.45, 0.9, 1.0), (0.95, 1.0, 1.0)])
+    light = contrast(luma(x), 1.2)
+    y = ramp(
+        light, [(0.16, 0.04, 0.36), (0.55, 0.15, 0.75), (1.0, 0.4, 0.75), (0.45, 0.9, 1.0), (0.95, 1.0, 1.0)]
+    )
     return lerp(y, x, 0.15).clamp(0, 1)
 
 
@@ -314,9 +330,13 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    "pencil": Style(pencil, ("pencil sketch", "pencil drawing", "sketch", "graphite drawing", "hand drawn sketch")),
+    "pencil": Style(
+        pencil, ("pencil sketch", "pencil drawing", "sketch", "graphite drawing", "hand drawn sketch")
+    ),
     "charcoal": Style(charcoal, ("charcoal drawing", "charcoal", "charcoal sketch")),
-    "oil": Style(oil, ("oil painting", "oil on canvas", "impressionist painting", "painting", "thick paint"), True),
+    "oil": Style(
+        oil, ("oil painting", "oil on canvas", "impressionist painting", "painting", "thick paint"), True
+    ),
     "watercolor": Style(watercolor, ("watercolor", "watercolor painting", "watercolour", "aquarelle"), True),
     "cartoon": Style(cartoon, ("cartoon", "anime", "cel shaded", "animated film", "animation"), True),
     "comic": Style(comic, ("comic book", "comic", "graphic novel", "comic strip", "manga"), True),

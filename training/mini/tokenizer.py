@@ -1,5 +1,6 @@
 """A CLIP tokenizer of our own: byte pair encoding learned from the words that training uses."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def learn_merges(words: Iterable[str], limit: int) -> list[tuple[str, str]]:
     while len(merges) < limit:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:]):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += counts[word]
         if not pairs:
             break
@@ -62,7 +63,9 @@ def build_tokenizer(words: Iterable[str], merges_limit: int = 2500) -> CLIPToken
 
 
 def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write `vocab.json` and `merges.txt`, which readers of the older tokenizer format want beside `tokenizer.json`."""
+    """Write `vocab.json` and `merges.txt`, which readers of the older tokenizer format want beside
+    `tokenizer.json`.
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

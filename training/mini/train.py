@@ -1,8 +1,9 @@
 """Train the embedded model from nothing: `python -m training.mini.train --minutes 10 --out runs/mini`.
 
-Three phases by the clock: the autoencoder, then a pool of drawn samples in its latents, then text encoder and UNet
-together. Checkpoints are written all along; `--resume DIR` goes on from one with a fresh optimiser, so that a run can
-be split. `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and what came of it.
+Three phases by the clock: the autoencoder, then a pool of drawn samples in its latents, then text encoder
+and UNet together. Checkpoints are written all along; `--resume DIR` goes on from one with a fresh optimiser,
+so that a run can be split. `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried
+and what came of it.
 """
 
 import argparse
@@ -16,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.mini.model import FACTOR, GRID, Parts, noise_levels
-from training.mini.prompts import Request, phrase, picture_request, scene_request
+from training.mini.prompts import Request, phrase, picture_request, scene_request, style_request
 from training.mini.scenes import draw_scene
 from training.mini.sources import draw_sources
 from training.mini.styles import apply
@@ -30,49 +31,90 @@ log = logging.getLogger("training.mini")
 
 
 @dataclass(frozen=True)
+class Shape:
+    """One picture size of the UNet's training.
+
+    Attributes:
+        every: the size of every so many-th step; of several sizes due, the last listed is taken.
+        batch: rows of a step.
+        scenes: share of video mode among fresh rows; the others are repainted pictures.
+        pool: drawn samples kept at a time.
+        crop: train on square windows of so many pixels and on the favourite styles; moods need the whole
+            picture.
+    """
+
+    height: int
+    width: int
+    every: int
+    batch: int
+    scenes: float
+    pool: int
+    crop: int | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Sizes and times of one run; the defaults fill one large GPU for ten minutes."""
+    """Sizes and times of one run; the defaults fill one large GPU for ten minutes.
+
+    `near` is the share of noised sources near the default strength; `favourites` are styles asked for more
+    often in windows; `steps` ends the UNet's training early; the first of `shapes` is the one that is compiled,
+    and that the autoencoder learns from.
+    """
 
     minutes: float = 9.4
     vae_minutes: float = 1.0
-    size: int = 256
-    other_sizes: tuple[tuple[int, int], ...] = ((512, 512), (256, 448))
-    other_every: int = 12
-    batch: int = 512
+    shapes: tuple[Shape, ...] = (
+        Shape(256, 256, 1, 512, 0.5, 8192),
+        Shape(512, 512, 24, 128, 0.5, 512),
+        Shape(256, 448, 20, 288, 0.5, 512),
+    )
     vae_batch: int = 128
     vae_crop: int = 128
     vae_pool: int = 2048
-    pool: int = 8192
-    other_pool: int = 512
     chunk: int = 256
     group: int = 16
     refresh_every: int = 8
     pixel_share: float = 0.25
+    near: float = 0.5
     rate: float = 1.6e-3
     vae_rate: float = 2e-3
     decay: float = 0.999
+    favourites: tuple[str, ...] = ()
     compile: bool = True
     steps: int | None = None
     seed: int = 0
 
 
+REFINE = Settings(
+    minutes=60,
+    vae_minutes=0,
+    shapes=(Shape(256, 256, 1, 16, 0.0, 320, crop=128), Shape(256, 256, 6, 6, 0.5, 128)),
+    chunk=16,
+    group=2,
+    refresh_every=32,
+    near=0.8,
+    pixel_share=0.5,
+    rate=7e-4,
+    favourites=("pencil", "oil", "watercolor", "cartoon", "comic", "mosaic", "pixel_art", "charcoal"),
+    compile=False,
+    seed=1,
+)
+"""An hour on a few CPU cores that goes on from a checkpoint: small pictures, mostly the styles that are
+hard.
+"""
+
 SMALL = Settings(
     minutes=0.5,
     vae_minutes=0.15,
-    size=64,
-    other_sizes=((64, 96),),
-    other_every=4,
-    batch=8,
+    shapes=(Shape(64, 64, 1, 8, 0.5, 32), Shape(64, 96, 4, 8, 0.5, 8)),
     vae_batch=8,
     vae_crop=32,
     vae_pool=16,
-    pool=32,
-    other_pool=8,
     chunk=8,
     group=4,
     compile=False,
 )
-"""The same run for a CPU and a test: everything is walked through, nothing is learned well."""
+"""The same run for a test: everything is walked through, nothing is learned well."""
 
 
 class Drawer:
@@ -93,7 +135,9 @@ class Drawer:
         for start in range(0, count, self.settings.group):
             yield slice(start, min(start + self.settings.group, count))
 
-    def pictures(self, count: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def pictures(
+        self, count: int, height: int, width: int, moods: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sources and repainted pictures (B, 3, H, W) in [0, 1], and tokens (B, 32): image mode."""
         sources = draw_sources(count, height, width, self.device)
         order = torch.randperm(count, device=self.device)
@@ -106,7 +150,10 @@ class Drawer:
         sources[:some] = draw_scene(noise, scene)
         targets, requests = [], []
         for part in self._groups(count):
-            request = picture_request(self.random)
+            if moods:
+                request = picture_request(self.random)
+            else:
+                request = style_request(self.random, self.settings.favourites)
             targets.append(apply(sources[part], request.style, request.mood))
             requests += [request] * (part.stop - part.start)
         return sources, torch.cat(targets), self.tokens(requests)
@@ -134,12 +181,16 @@ def _gradient_loss(a: Tensor, b: Tensor) -> Tensor:
 
 def _picture_loss(a: Tensor, b: Tensor) -> Tensor:
     """L1 on pixels, on their differences, and on 8-pixel means; pictures in [-1, 1]."""
-    return (a - b).abs().mean() + _gradient_loss(a, b) + F.avg_pool2d(a - b, 8).abs().mean()
+    return (a - b).abs().mean() + _gradient_loss(a, b) + functional.avg_pool2d(a - b, 8).abs().mean()
 
 
 def _rate(progress: float, step: int, peak: float, warmup: int) -> float:
     """Linear warm-up by steps, then cosine decay by the clock to 2 % of the peak."""
-    return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return (
+        peak
+        * min(1.0, (step + 1) / warmup)
+        * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    )
 
 
 class Average:
@@ -160,7 +211,7 @@ class Average:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange live and averaged values in place."""
-        for live, shadow in zip(self.live, self.shadow):
+        for live, shadow in zip(self.live, self.shadow, strict=True):
             held = live.detach().clone()
             live.copy_(shadow)
             shadow.copy_(held)
@@ -178,7 +229,9 @@ class Run:
         self.parts = Parts()
         if resume is not None:
             self.parts.load(resume)
-        self.parts.to(device=device, memory_format=torch.channels_last)
+        # The CPU's half precision gradients are slow in that layout, a GPU's fast.
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.parts.to(device=device, memory_format=self.layout)
         self.drawer = Drawer(self.parts, settings, device)
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16)
@@ -203,14 +256,16 @@ class Run:
     # Autoencoder
 
     def train_vae(self, until: float) -> None:
-        """Learn to copy drawn pictures, plain and styled, through 4 noisy latent channels of about unit variance."""
+        """Learn to copy drawn pictures, plain and styled, through 4 noisy latent channels of about unit
+        variance.
+        """
         s, vae = self.settings, self.parts.vae
         vae.train()
-        begin = self.seconds()
+        begin, main = self.seconds(), s.shapes[0]
 
         def draw(rows: int) -> Tensor:
-            sources, styled, _ = self.drawer.pictures(rows // 2, s.size, s.size)
-            _, scenes, _ = self.drawer.scenes(rows - rows // 2, s.size, s.size)
+            sources, styled, _ = self.drawer.pictures(rows // 2, main.height, main.width)
+            _, scenes, _ = self.drawer.scenes(rows - rows // 2, main.height, main.width)
             sources[rows // 4 :] = styled[rows // 4 :]
             return _bytes(torch.cat([sources, scenes]))
 
@@ -223,7 +278,7 @@ class Run:
             mean = flat.mean(0)
             spread = (flat - mean).T @ (flat - mean) / len(flat)
             shape = (spread - torch.eye(len(mean), device=z.device)).square().mean() + mean.square().mean()
-            return _picture_loss(y, x) + 0.05 * shape + 0.5 * F.relu(z.abs() - 2.6).mean()
+            return _picture_loss(y, x) + 0.05 * shape + 0.5 * functional.relu(z.abs() - 2.6).mean()
 
         loss_function = self._compiled(loss_of)
         optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -235,10 +290,11 @@ class Run:
             if step % 24 == 23:
                 where = step // 24 % (len(pool) // rows) * rows
                 pool[where : where + rows] = draw(rows)
-            top, left = (random.Random(step * 2 + i).randrange(0, s.size - s.vae_crop + 1) for i in range(2))
+            top = int(torch.randint(0, main.height - s.vae_crop + 1, ()))
+            left = int(torch.randint(0, main.width - s.vae_crop + 1, ()))
             index = torch.randint(0, len(pool), (s.vae_batch,), device=self.device)
             x = pool[index][:, :, top : top + s.vae_crop, left : left + s.vae_crop].float() / 127.5 - 1
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=self.layout)
             noise = torch.randn(len(x), 4, s.vae_crop // FACTOR, s.vae_crop // FACTOR, device=self.device)
             for group in optimiser.param_groups:
                 group["lr"] = _rate((self.seconds() - begin) / max(1e-6, until - begin), step, s.vae_rate, 50)
@@ -257,8 +313,10 @@ class Run:
 
     # UNet and text encoder
 
-    def unet_loss(self, x: Tensor, t: Tensor, context: Tensor, target: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, its latent part, and the predicted clean latents; `pixels` are those of the first rows only."""
+    def unet_loss(
+        self, x: Tensor, t: Tensor, context: Tensor, target: Tensor, pixels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, its latent part, the predicted clean latents; `pixels` are of the first rows only."""
         with self.autocast:
             predicted = self.parts.unet(x, t, context).sample
             decoded = self.parts.vae.decode(predicted[: len(pixels)]).sample
@@ -270,7 +328,8 @@ class Run:
     def train_unet(self, until: float) -> None:
         """Learn the clean latent of what the prompt asks for, from pure noise or from a noised source."""
         s, parts = self.settings, self.parts
-        unet, text, vae = parts.unet.train(), parts.text.train(), parts.vae.eval().requires_grad_(False)
+        unet, text = parts.unet.train(), parts.text.train()
+        parts.vae.eval().requires_grad_(False)
         modules: list[nn.Module] = [unet, text]
         parameters = [p for module in modules for p in module.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=s.rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -278,27 +337,24 @@ class Run:
 
         loss_of = self.unet_loss
         compiled = self._compiled(loss_of)
-        shapes = [(s.size, s.size), *s.other_sizes]
-        pools = {shape: Pool(self, shape, s.pool if shape == shapes[0] else s.other_pool) for shape in shapes}
-        for shape in shapes:
-            pools[shape].fill()
+        pools = {shape: Pool(self, shape) for shape in s.shapes}
+        for pool in pools.values():
+            pool.fill()
         self.note(phase=2, step=0)
-        begin, step = self.seconds(), 0
-        carries: dict[tuple[int, int], Carry] = {}
+        begin, step, rows = self.seconds(), 0, 0
+        carries: dict[Shape, Carry] = {}
         while self.seconds() < until and step != s.steps:
-            shape = shapes[0]
-            if s.other_sizes and step % s.other_every == s.other_every - 1:
-                shape = s.other_sizes[step // s.other_every % len(s.other_sizes)]
+            shape = next(shape for shape in reversed(s.shapes) if step % shape.every == shape.every - 1)
             pool = pools[shape]
             if step % s.refresh_every == 0:
                 pool.refresh()
-            rows = max(8, s.batch * s.size * s.size // (shape[0] * shape[1]))
-            batch, carried = self.assemble(pool, rows, carries.get(shape))
+            batch, carried = self.assemble(pool, carries.get(shape))
+            rows += len(batch.x)
             with self.autocast:
                 context = text(batch.tokens)[0]
             for group in optimiser.param_groups:
                 group["lr"] = _rate((self.seconds() - begin) / max(1e-6, until - begin), step, s.rate, 150)
-            function = compiled if shape == shapes[0] else loss_of
+            function = compiled if shape == s.shapes[0] else loss_of
             share = max(1, int(len(batch.x) * s.pixel_share))
             loss, latent, predicted = function(batch.x, batch.t, context, batch.target, batch.pixels[:share])
             loss.backward()
@@ -309,33 +365,39 @@ class Run:
             carries[shape] = batch.carry(predicted, carried)
             if step % 50 == 0:
                 values = {"loss": round(loss.item(), 4), "latent": round(latent.item(), 4)}
-                self.note(phase=2, step=step, samples=step * s.batch, **values)
+                self.note(phase=2, step=step, samples=rows, **values)
                 if time.monotonic() - self.saved > 45:
                     average.swap()
                     self.save()
                     average.swap()
             step += 1
         average.swap()
-        self.note(phase=2, step=step, samples=step * s.batch)
+        self.note(phase=2, step=step, samples=rows)
         self.save()
 
-    def assemble(self, pool: "Pool", rows: int, carry: "Carry | None") -> "tuple[Batch, int]":
-        """A batch of three kinds: scenes from pure noise, noised sources, and the model's own results once more.
+    def assemble(self, pool: "Pool", carry: "Carry | None") -> "tuple[Batch, int]":
+        """A batch of three kinds: scenes from pure noise, noised sources, and the model's own results once
+        more.
 
-        The rows are mixed by a permutation, so that the first ones (whose pixels are compared) are of all kinds.
+        The rows are mixed by a permutation, so that the first ones (whose pixels are compared) are of all
+        kinds.
         """
         carried = 0 if carry is None else len(carry.latent)
-        first = (rows - carried) // 2
+        rows = pool.shape.batch
+        first = round((rows - carried) * pool.shape.scenes)
         rest = rows - carried - first
         v = torch.randint(0, pool.scenes, (first,), device=self.device)
         i = torch.randint(pool.scenes, pool.size, (rest,), device=self.device)
-        # Time steps: half of the noised sources near the default strength, the others anywhere below pure noise.
+        # Time steps: a share of the noised sources near the default strength, the others anywhere below pure
+        # noise.
         grid = torch.tensor(GRID, device=self.device)
-        near = torch.randint(18, 32, (rest // 2,), device=self.device)
-        wide = torch.randint(1, 50, (rest - rest // 2,), device=self.device)
+        close = int(rest * self.settings.near)
+        near = torch.randint(18, 32, (close,), device=self.device)
+        wide = torch.randint(1, 50, (rest - close,), device=self.device)
         ti = grid[torch.cat([near, wide])]
-        source, target = pool.source[i].float(), pool.target[i].float()
-        pixels = pool.pixels[i]
+        small, large = pool.window()
+        source, target = pool.source[i][small].float(), pool.target[i][small].float()
+        pixels = pool.pixels[i][large]
         # Below half strength the result moves from the source to the repainted picture.
         move = (ti.float() / 420).clamp(0, 1).view(-1, 1, 1, 1)
         move = move * move * (3 - 2 * move)
@@ -343,13 +405,13 @@ class Run:
         move = torch.maximum(move, styled)
         start = source + (target - source) * styled
         target = source + (target - source) * move
-        drawn = pool.drawn[i].float()
+        drawn = pool.drawn[i][large].float()
         pixels = _bytes((drawn + (pixels.float() - drawn) * move) / 255)
         latents = [torch.zeros_like(target[:1]).expand(first, -1, -1, -1), start]
         times = [torch.full((first,), 999, device=self.device), ti]
-        targets, tokens = [pool.target[v].float(), target], [pool.tokens[v], pool.tokens[i]]
-        pictures = [pool.pixels[v], pixels]
-        noises = [pool.source[v].float(), torch.randn_like(start)]
+        targets, tokens = [pool.target[v][small].float(), target], [pool.tokens[v], pool.tokens[i]]
+        pictures = [pool.pixels[v][large], pixels]
+        noises = [pool.source[v][small].float(), torch.randn_like(start)]
         if carry is not None:
             share = torch.rand(carried, device=self.device) * 0.9 + 0.05
             later = ((share * (carry.t + 1) / 20).round().clamp(min=1) * 20 - 1).long()
@@ -363,17 +425,19 @@ class Run:
         b = self.b[t].view(-1, 1, 1, 1)
         x = torch.sqrt(1 - b * b) * torch.cat(latents) + b * torch.cat(noises)
         x[:first] = noises[0]
-        # Rows worth a second look: scenes from pure noise, sources at half strength and above, and some carried ones.
+        # Rows worth a second look: scenes from pure noise, sources at half strength and above, and some
+        # carried ones.
         keep = max(1, rows * 18 // 100)
-        eligible = torch.cat([torch.arange(first), first + torch.arange(rest // 2), first + rest + torch.arange(carried // 3)])
+        eligible = torch.cat(
+            [torch.arange(first), first + torch.arange(close), first + rest + torch.arange(carried // 3)]
+        )
         chosen = eligible[torch.randperm(len(eligible))[:keep]].to(self.device)
         order = torch.randperm(rows, device=self.device)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(rows, device=self.device)
-        layout = torch.channels_last
         return (
             Batch(
-                x[order].contiguous(memory_format=layout),
+                x[order].contiguous(memory_format=self.layout),
                 t[order],
                 torch.cat(tokens)[order],
                 torch.cat(targets)[order],
@@ -386,7 +450,7 @@ class Run:
 
 @dataclass
 class Carry:
-    """Results of the last step, to be noised again and corrected: how the model learns to use further steps."""
+    """Results of the last step, to be noised and corrected: how the model learns to use further steps."""
 
     latent: Tensor
     target: Tensor
@@ -412,16 +476,17 @@ class Batch:
 
 
 class Pool:
-    """Drawn samples kept on the device and replaced a chunk at a time: the first half scenes, the second repainted sources.
+    """Drawn samples kept on the device and replaced a chunk at a time: the first half scenes, the second
+    repainted sources.
 
     `source` holds the noise of a scene, or the latent of a source picture; `target` the latent of the result;
     `drawn` and `pixels` the pictures before and after, as bytes.
     """
 
-    def __init__(self, run: Run, shape: tuple[int, int], size: int) -> None:
-        self.run, self.shape, self.size = run, shape, size
-        self.scenes = size // 2
-        h, w = shape
+    def __init__(self, run: Run, shape: Shape) -> None:
+        self.run, self.shape, self.size = run, shape, shape.pool
+        self.scenes = max(1, round(shape.pool * shape.scenes))
+        size, h, w = shape.pool, shape.height, shape.width
         device = run.device
         latent = (size, 4, h // FACTOR, w // FACTOR)
         self.source = torch.zeros(latent, dtype=torch.bfloat16, device=device)
@@ -434,22 +499,39 @@ class Pool:
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
         with self.run.autocast:
-            x = (pictures * 2 - 1).contiguous(memory_format=torch.channels_last)
+            x = (pictures * 2 - 1).contiguous(memory_format=self.run.layout)
             return self.run.parts.vae.encode(x).latents
 
     @torch.no_grad()
     def _write(self, start: int, rows: int, scenes: bool) -> None:
         part = slice(start, start + rows)
         if scenes:
-            noise, target, tokens = self.run.drawer.scenes(rows, *self.shape)
+            noise, target, tokens = self.run.drawer.scenes(rows, self.shape.height, self.shape.width)
             self.source[part] = noise
         else:
-            drawn, target, tokens = self.run.drawer.pictures(rows, *self.shape)
+            h, w = self.shape.height, self.shape.width
+            drawn, target, tokens = self.run.drawer.pictures(rows, h, w, moods=self.shape.crop is None)
             self.source[part] = self._encode(drawn)
             self.drawn[part] = _bytes(drawn)
         self.target[part] = self._encode(target)
         self.pixels[part] = _bytes(target)
         self.tokens[part] = tokens
+
+    def window(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where to cut latents and pictures: a random place on the 32-pixel grid of the styles' patterns."""
+        if self.shape.crop is None:
+            return (slice(None),), (slice(None),)
+        top, left = (
+            32 * int(torch.randint(0, (size - self.shape.crop) // 32 + 1, ()))
+            for size in (self.shape.height, self.shape.width)
+        )
+
+        def cut(factor: int) -> tuple[slice, ...]:
+            side = self.shape.crop // factor if self.shape.crop else 0
+            begin = (top // factor, left // factor)
+            return (slice(None), slice(None), *(slice(b, b + side) for b in begin))
+
+        return cut(FACTOR), cut(1)
 
     def fill(self) -> None:
         chunk = self.run.settings.chunk
@@ -459,34 +541,36 @@ class Pool:
             self._write(start, min(chunk, self.size - start), False)
 
     def refresh(self) -> None:
-        """Replace one chunk, scenes and repainted sources in turn."""
-        chunk = min(self.run.settings.chunk, self.scenes)
-        turn, scenes = divmod(self.next, 2)
-        span = self.scenes if scenes else self.size - self.scenes
-        offset = turn % max(1, span // chunk) * chunk
-        self._write(offset if scenes else self.scenes + offset, chunk, bool(scenes))
+        """Replace one chunk, scenes as often as their share."""
+        scenes = random.Random(self.next).random() < self.shape.scenes
+        first, span = (0, self.scenes) if scenes else (self.scenes, self.size - self.scenes)
+        chunk = min(self.run.settings.chunk, span)
+        self._write(first + self.next % (span // chunk) * chunk, chunk, scenes)
         self.next += 1
 
 
-def main() -> None:
+def main(arguments_given: list[str] | None = None) -> None:
+    """Train as the command line says."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the checkpoint")
     parser.add_argument("--resume", type=Path, help="folder of a checkpoint to go on from")
     parser.add_argument("--export", type=Path, help="write the diffusers folder here at the end")
     parser.add_argument("--minutes", type=float, help="wall clock of the whole run")
-    parser.add_argument("--vae-minutes", type=float, help="part of it for the autoencoder; 0 keeps the resumed one")
-    parser.add_argument("--batch", type=int)
+    parser.add_argument(
+        "--vae-minutes", type=float, help="part of it for the autoencoder; 0 keeps the resumed one"
+    )
     parser.add_argument("--rate", type=float, help="peak learning rate of the UNet")
-    parser.add_argument("--pool", type=int, help="drawn samples kept at a time")
     parser.add_argument("--steps", type=int, help="stop the UNet after so many steps")
-    parser.add_argument("--small", action="store_true", help="settings for a CPU and a test")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--refine", action="store_true", help="settings of an hour on CPU cores, with --resume")
+    size.add_argument("--small", action="store_true", help="settings of a test")
     parser.add_argument("--no-compile", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = SMALL if arguments.small else Settings()
+    settings = SMALL if arguments.small else REFINE if arguments.refine else Settings()
     chosen = {
         name: getattr(arguments, name)
-        for name in ("minutes", "vae_minutes", "batch", "rate", "pool", "steps")
+        for name in ("minutes", "vae_minutes", "rate", "steps")
         if getattr(arguments, name) is not None
     }
     if arguments.no_compile:

@@ -1,0 +1,114 @@
+"""The embedded model: its training runs end to end in small, and the shipped weights do what the card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from training.mini.model import GRID, noise_levels
+from training.mini.ops import blur
+from training.mini.prompts import words
+from training.mini.sample import Sampler, time_steps
+from training.mini.scenes import KINDS, SHAPES, Scene, draw_scene
+from training.mini.sources import draw_sources
+from training.mini.styles import ALL_STYLES, apply
+from training.mini.tokenizer import build_tokenizer
+from training.mini.train import main
+
+MODEL = Path(__file__).parents[2] / "models" / "mini"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Sampler:
+    return Sampler.from_folder(str(MODEL))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> torch.Tensor:
+    torch.manual_seed(3)
+    return draw_sources(3, 128, 128, torch.device("cpu"))
+
+
+def test_small_run_trains_resumes_and_exports(tmp_path: Path) -> None:
+    first, second, model = tmp_path / "first", tmp_path / "second", tmp_path / "model"
+    main(["--small", "--vae-minutes", "0.02", "--minutes", "5", "--steps", "2", "--out", str(first)])
+    main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "5", "--resume", str(first),
+          "--out", str(second), "--export", str(model)])  # fmt: skip
+
+    history = json.loads((second / "history.json").read_text())
+    assert history[-1]["step"] == 5
+    sampler = Sampler.from_folder(str(model))
+    assert sampler.repaint(torch.rand(1, 3, 64, 64), "pencil sketch").shape == (1, 3, 64, 64)
+    assert sampler.imagine("the sea", height=64, width=96, steps=2).shape == (1, 3, 64, 96)
+
+
+def test_time_steps_are_those_of_the_scheduler() -> None:
+    scheduler = LCMScheduler.from_pretrained(MODEL, subfolder="scheduler")
+    scheduler.set_timesteps(4)
+    assert time_steps(4, 1.0) == scheduler.timesteps.tolist() == [999, 759, 499, 259]
+    assert time_steps(1, 0.5) == [499]
+    assert time_steps(8, 0.0) == [GRID[-1]]
+
+
+def test_scheduler_has_the_noise_levels_of_training() -> None:
+    scheduler = LCMScheduler.from_pretrained(MODEL, subfolder="scheduler")
+    shipped = (1 - scheduler.alphas_cumprod.double()).sqrt()
+    torch.testing.assert_close(shipped, torch.from_numpy(noise_levels()), atol=2e-3, rtol=0)
+
+
+def test_a_scene_is_a_function_of_its_noise() -> None:
+    noise = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    for kind in (*KINDS, *SHAPES):
+        picture = draw_scene(noise, Scene(kind))
+        assert picture.shape == (2, 3, 64, 96)
+        assert 0 <= picture.min() <= picture.max() <= 1
+        assert torch.equal(picture, draw_scene(noise, Scene(kind)))
+        assert not torch.equal(picture[0], picture[1])
+
+
+def test_styles_keep_the_range_and_repeat(drawn: torch.Tensor) -> None:
+    for name, style in ALL_STYLES.items():
+        picture = style.operator(drawn)
+        assert picture.shape == drawn.shape, name
+        assert torch.equal(picture, style.operator(drawn)), name
+    mixed = apply(drawn, "watercolor", "sunset")
+    assert 0 <= mixed.min() <= mixed.max() <= 1
+
+
+def test_shipped_model_is_small_and_complete() -> None:
+    size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
+    assert size <= 16_000_000
+    for part in ("model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "README.md", "LICENSE"):
+        assert (MODEL / part).is_file(), part
+
+
+def test_shipped_tokenizer_is_the_one_of_the_word_list(shipped: Sampler) -> None:
+    fresh = build_tokenizer(words())
+    text = "An oil painting of qwxz at sunset, 8-bit!"
+    assert shipped.tokenizer(text)["input_ids"] == fresh(text)["input_ids"]
+    assert len(fresh.tokenize("watercolor")) == 1
+
+
+@pytest.mark.parametrize("name", ["pencil", "blueprint", "neon", "halftone", "thermal", "sunset", "noir"])
+def test_shipped_style_comes_near_its_rendering(shipped: Sampler, drawn: torch.Tensor, name: str) -> None:
+    style = ALL_STYLES[name]
+    rendering = blur(style.operator(drawn), 1.0)
+    result = blur(shipped.repaint(drawn, style.words[0]), 1.0)
+    assert (result - rendering).abs().mean() < 0.5 * (blur(drawn, 1.0) - rendering).abs().mean()
+
+
+def test_shipped_model_leaves_unknown_words_alone(shipped: Sampler, drawn: torch.Tensor) -> None:
+    for prompt in ("", "qwertz uiop"):
+        assert (blur(shipped.repaint(drawn, prompt), 1.0) - blur(drawn, 1.0)).abs().mean() < 0.05
+
+
+def test_shipped_scenes_follow_prompt_and_seed(shipped: Sampler) -> None:
+    red = shipped.imagine("a red circle", seed=1)
+    middle = red[0, :, 96:160, 96:160].mean((1, 2))
+    assert middle[0] > 2 * middle[1]
+    assert middle[0] > 2 * middle[2]
+    night, day = shipped.imagine("the sea at night", seed=1), shipped.imagine("the sea", seed=1)
+    assert night.mean() < 0.5 * day.mean()
+    assert torch.equal(day, shipped.imagine("the sea", seed=1))
+    assert (day - shipped.imagine("the sea", seed=2)).abs().mean() > 0.01
