@@ -1,0 +1,122 @@
+"""Hand-written kernels around the matrix products: ready within seconds, nothing is compiled ahead.
+
+Checked against PyTorch with Triton's interpreter; not yet run on a GPU, so ``auto`` does not take it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
+from app.accelerations.none import prepare
+from app.models.model import Model
+from app.models.networks import Networks
+
+OLDEST_CAPABILITY = (8, 0)
+
+
+class Acceleration(BaseAcceleration):
+    """The model's blocks are replaced by ones that launch a third of the kernels. In place."""
+
+    @classmethod
+    def problems(cls, device: torch.device) -> list[str]:
+        """It needs Triton, which needs a recent GPU and a C compiler."""
+        if device.type != "cuda":
+            return [f"its kernels are written for NVIDIA GPUs, and the device is {device}"]
+        found = []
+        if find_spec("triton") is None:
+            found.append("Triton is not installed; run: pip install triton")
+        if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+            found.append("it needs a GPU of compute capability 8.0 or newer")
+        if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+            found.append("Triton needs a C compiler; run: apt install gcc")
+        return found
+
+    def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
+        """Replace the blocks; the kernels are compiled when they are first used, in seconds."""
+        prepare(model)
+        modules = import_module("app.accelerations._fused.modules")
+        project = fuse_unet(model.unet, modules)
+        fuse_vae(model.vae, modules)
+        plain = model.networks()
+
+        def unet(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+            return plain.unet(latents, timesteps, project(embeddings))
+
+        return Networks(unet, plain.encode, plain.decode)
+
+
+def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
+    """Replace what can be replaced; returns the projection of prompts that the UNet then takes.
+
+    Raises:
+        AccelerationError: if the UNet is not built of Stable Diffusion's blocks.
+    """
+    resnets = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D"]
+    transformers = [m for m in unet.modules() if type(m).__name__ == "Transformer2DModel"]
+    blocks = [block for transformer in transformers for block in transformer.transformer_blocks]
+    _check(unet, resnets, blocks)
+    places, start = {}, 0
+    for resnet in resnets:
+        places[resnet] = slice(start, start := start + resnet.conv1.out_channels)
+    unet.time_embedding = modules.TimeEmbedding(unet.time_embedding, resnets)
+    spans, start = {}, 0
+    for block in blocks:
+        spans[block] = slice(start, start := start + 2 * block.attn2.to_k.out_features)
+    weights = [weight for block in blocks for weight in (block.attn2.to_k.weight, block.attn2.to_v.weight)]
+    prompts = torch.cat(weights).detach()
+    for resnet, place in places.items():
+        _replace(unet, resnet, modules.Resnet(resnet, place))
+    for transformer in transformers:
+        mine = [spans[block] for block in transformer.transformer_blocks]
+        _replace(unet, transformer, modules.Transformer(transformer, mine))
+    unet.conv_norm_out, unet.conv_act = modules.Norm(unet.conv_norm_out, silu=True), nn.Identity()
+    return lambda embeddings: torch.nn.functional.linear(embeddings, prompts)
+
+
+def fuse_vae(vae: Any, modules: Any) -> None:
+    """Replace the blocks of a tiny VAE with ReLU, and the residual blocks of a full one."""
+    for module in list(vae.modules()):
+        name = type(module).__name__
+        if name == "AutoencoderTinyBlock" and isinstance(module.conv[1], nn.ReLU):
+            _replace(vae, module, modules.TinyBlock(module))
+        elif name == "ResnetBlock2D":
+            _replace(vae, module, modules.Resnet(module, None))
+
+
+def _check(unet: Any, resnets: list[Any], blocks: list[Any]) -> None:
+    plain = all(
+        resnet.time_embedding_norm == "default"
+        and resnet.output_scale_factor == 1.0
+        and resnet.upsample is None
+        and resnet.downsample is None
+        and resnet.norm1.num_groups & (resnet.norm1.num_groups - 1) == 0
+        and isinstance(resnet.nonlinearity, nn.SiLU)
+        for resnet in resnets
+    ) and all(
+        block.attn2 is not None
+        and block.attn1.to_q.bias is None
+        and block.attn2.to_k.bias is None
+        and type(block.ff.net[0]).__name__ == "GEGLU"
+        and isinstance(block.norm1, nn.LayerNorm)
+        for block in blocks
+    )
+    if not plain or not blocks or not isinstance(unet.conv_act, nn.SiLU):
+        raise AccelerationError(
+            "the acceleration 'fused' knows the blocks of Stable Diffusion 1.x and 2.x only; "
+            "use 'compile' or 'none'"
+        )
+
+
+def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, module in root.named_modules() if module is old)
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, new)

@@ -1,0 +1,123 @@
+"""The hand-written kernels against PyTorch's own, run by Triton's interpreter where there is no GPU.
+
+They need Triton, which CPU builds of torch come without: `pip install triton`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, group_norm, layer_norm, relu, silu
+
+from app.accelerations import fused
+from app.accelerations.base import AccelerationError
+from tests import tiny
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton", reason="pip install triton")
+
+from app.accelerations._fused import kernels, modules  # noqa: E402
+
+
+def close(made: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    return float((made.float() - expected.float()).norm() / expected.float().norm()) < tolerance
+
+
+def channels_last(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    # A mean far from zero, where a naive variance loses its digits.
+    values = torch.randn(*shape, generator=generator) * 2 + 50
+    return values.to(DEVICE).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((1, 64, 8, 8), 32),
+        ((2, 320, 5, 7), 32),
+        ((3, 96, 8, 8), 8),
+        ((2, 1280, 2, 2), 32),
+        ((1, 64, 1, 3), 32),
+    ],
+)
+# In rows beyond the picture the interpreter computes a sigmoid of anything, and warns.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@pytest.mark.parametrize("activation", [False, True])
+@pytest.mark.parametrize("shifted", ["", "each", "all"])
+def test_group_norm(shape: tuple[int, ...], groups: int, activation: bool, shifted: str) -> None:
+    x, channels = channels_last(*shape), shape[1]
+    weight, bias = torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE)
+    shift = torch.randn(1 if shifted == "all" else shape[0], channels, device=DEVICE) if shifted else None
+    made = kernels.group_norm(x, groups, weight, bias, 1e-5, silu=activation, shift=shift)
+    moved = x if shift is None else x + shift[:, :, None, None]
+    expected = group_norm(moved.double(), groups, weight.double(), bias.double(), 1e-5)
+    assert close(made, silu(expected) if activation else expected, 1e-4)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_group_norm_does_not_see_the_other_pictures() -> None:
+    x = channels_last(3, 64, 16, 16)
+    weight, bias = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    other = x.clone(memory_format=torch.preserve_format)
+    other[1:] = 7 * other[1:] - 3
+    first, second = (kernels.group_norm(t, 32, weight, bias, 1e-5, silu=True)[0] for t in (x, other))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_add_bias(rectified: bool) -> None:
+    x, skip = channels_last(2, 12, 5, 7), -2 * channels_last(2, 12, 5, 7)
+    bias = torch.randn(12, device=DEVICE)
+    expected = x + bias[:, None, None] + skip
+    made = kernels.add_bias(x, bias, skip, relu=rectified)
+    assert close(made, relu(expected) if rectified else expected) or not made.any()
+    assert made is x
+
+
+def test_geglu() -> None:
+    x = torch.randn(2, 5, 640, device=DEVICE)
+    value, gate = x.chunk(2, -1)
+    assert close(kernels.geglu(x), value * gelu(gate))
+
+
+@pytest.mark.parametrize("width", [320, 1280, 48])
+def test_add_layer_norm(width: int) -> None:
+    x, delta = torch.randn(2, 5, width, device=DEVICE), torch.randn(2, 5, width, device=DEVICE)
+    weight, bias = torch.randn(width, device=DEVICE), torch.randn(width, device=DEVICE)
+    total, made = kernels.add_layer_norm(x, delta, weight, bias, 1e-5)
+    assert close(total, x + delta)
+    assert close(made, layer_norm(x + delta, (width,), weight, bias, 1e-5))
+    total, made = kernels.add_layer_norm(x, None, weight, bias, 1e-5)
+    assert total is x
+    assert close(made, layer_norm(x, (width,), weight, bias, 1e-5))
+
+
+@pytest.mark.parametrize("vae", ["tiny", "kl"])
+def test_a_whole_model_computes_the_same(vae: tiny.Vae) -> None:
+    plain = tiny.model(vae)
+    model = replace(plain, unet=deepcopy(plain.unet), vae=deepcopy(plain.vae))
+    project = fused.fuse_unet(model.unet, modules)
+    fused.fuse_vae(model.vae, modules)
+    kinds = {type(module).__name__ for part in (model.unet, model.vae) for module in part.modules()}
+    assert not kinds & {"ResnetBlock2D", "BasicTransformerBlock", "AutoencoderTinyBlock"}
+    latents, images = torch.randn(2, *plain.latent_shape(64, 64)), torch.rand(2, 3, 64, 64) * 2 - 1
+    timesteps, text = torch.tensor([499.0, 100.0]), torch.cat([plain.embed("a"), plain.embed("bc")])
+    with torch.inference_mode():
+        assert close(
+            model.predict(latents, timesteps, project(text)), plain.predict(latents, timesteps, text)
+        )
+        assert close(model.encode(images), plain.encode(images))
+        assert close(model.decode(latents), plain.decode(latents))
+
+
+def test_what_is_built_otherwise_is_refused() -> None:
+    unet = deepcopy(tiny.model().unet)
+    next(
+        module for module in unet.modules() if type(module).__name__ == "ResnetBlock2D"
+    ).output_scale_factor = 2.0
+    with pytest.raises(AccelerationError, match="blocks of Stable Diffusion"):
+        fused.fuse_unet(unet, modules)
