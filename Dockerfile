@@ -37,6 +37,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY deploy/docker/entrypoint deploy/docker/healthcheck /usr/local/bin/
+# `python -m app.core.dependencies` compares with them.
+COPY constraints.txt requirements*.txt ./
 COPY models models
 COPY web web
 COPY app app

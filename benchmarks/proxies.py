@@ -1,17 +1,20 @@
-"""What a proxy adds to the way of a frame: `python -m benchmarks.proxies haproxy` (or `ray`).
+"""What a proxy adds to the way of a frame: `python -m benchmarks.proxies [--without-ray]`.
 
-One user is connected directly and one through the proxy, and they take turns, frame by frame, so that
-whatever else the machine does befalls both alike. A frame's time goes from sending its 60 kB to having the
-result. Writes benchmarks/results/latency_NAME.json.
+The server has a model that gives every picture back. One user is connected directly, one through HAProxy as
+it is shipped, and one through Ray Serve, and they take turns, frame by frame, so that whatever else the
+machine does befalls all alike. A frame's time goes from sending its 60 kB to having the result, of 60 kB too.
+Writes benchmarks/results/proxies.json. Needs haproxy, and ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
+import os
+import random
 import signal
+import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -19,14 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel
 from websockets.asyncio.client import ClientConnection, connect
 
+from app.config.schema import Settings
+from app.core.engine import Engine
+from app.core.messages import Mode, Plan
 from benchmarks.results import save
-from tests.deploy.servers import Process, Proxy, Server
+from benchmarks.serving import BUCKETS, PassThrough
+from tests.deploy.servers import Process, Proxy, free_port
 from tests.deploy.users import picture
 
-JPEG = picture(256, noise=28)
-FRAMES, DISCARDED = 600, 50
+SIDE = 256
+JPEG = picture(SIDE, noise=28)
+FRAMES, DISCARDED = 1000, 50
 
 
 async def compare(urls: dict[str, str], frames: int = FRAMES) -> dict[str, list[float]]:
@@ -40,7 +50,11 @@ async def compare(urls: dict[str, str], frames: int = FRAMES) -> dict[str, list[
                 connect(uri, compression=None, ping_interval=None)
             )
         asked = dict.fromkeys(urls, False)
-        for number, name in itertools.product(range(frames + DISCARDED), urls):
+        # In a new order every round: what follows the slowest way finds the caches cold.
+        order = random.Random(0)
+        rounds = range(frames + DISCARDED)
+        turns = [(number, name) for number in rounds for name in order.sample(list(urls), len(urls))]
+        for number, name in turns:
             while not asked[name]:
                 asked[name] = await _credit(sockets[name])
             await sockets[name].send('{"status": "next_frame"}')
@@ -75,36 +89,104 @@ def figures(times: dict[str, list[float]], direct: str = "direct") -> dict[str, 
     return {"frames": len(times[direct]), "jpeg_bytes": len(JPEG), "ways": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("proxy", choices=("haproxy", "ray"))
-    arguments = parser.parse_args()
+def pass_through(port: int = 0) -> FastAPI:
+    """The application with a model that gives every picture back, so that the way there and back shows."""
+    from app import main
+
+    class Params(BaseModel):
+        prompt: str = ""
+
+    class Planner:
+        def __init__(self, mode: Mode) -> None:
+            self.mode = mode
+            self.Params = Params
+
+        def plan(self, params: Any) -> Plan:
+            return Plan(self.mode, params.prompt, None, 0, (499,), 1.0, 1.0)
+
+    engine = Engine(lambda _report: PassThrough(0.0), buckets=BUCKETS, stream_batch=False)
+    planners: Any = {"image": Planner("image"), "video": Planner("video")}
+    return main.create_app(settings(port), build=lambda _settings: (engine, planners))
+
+
+def settings(port: int) -> Settings:
+    return Settings.model_validate(
+        {
+            "pipeline": {"width": SIDE, "height": SIDE},
+            "server": {"host": "127.0.0.1", "port": port, "log_level": "warning"},
+        }
+    )
+
+
+def serve_directly(port: int) -> None:
+    from app import main
+
+    main.serve(pass_through(port), settings(port))
+
+
+def serve_on_ray(port: int) -> None:
+    import ray
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from deploy.ray.service import streamdiffusion
+
+    ray.init(_node_ip_address="127.0.0.2", num_cpus=2, num_gpus=0, include_dashboard=False)
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    one = streamdiffusion.options(
+        func_or_class=serve.ingress(pass_through)(),
+        num_replicas=1,
+        autoscaling_config=None,
+        ray_actor_options={"num_cpus": 1},
+    )
+    serve.run(one.bind(), route_prefix="/")
+    signal.sigwait({signal.SIGTERM})
+    serve.shutdown()
+    ray.shutdown()
+
+
+def measure(with_ray: bool) -> None:
     running: list[Process] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            server = Server("gpu-0", folder)
-            running.append(server)
-            server.wait_until_ready()
-            if arguments.proxy == "haproxy":
-                proxy = Proxy({"gpu-0": server.port}, folder)
-                running.append(proxy)
-                port = proxy.port
-                proxy.wait_for(port, "/health/ready")
-            else:
-                from tests.deploy.test_ray import Cluster
 
-                cluster = Cluster(folder)
-                running.append(cluster)
-                port = cluster.port
-                cluster.wait_until_ready()
-            urls = {"direct": f"http://127.0.0.1:{server.port}", arguments.proxy: f"http://127.0.0.1:{port}"}
+        def start(role: str) -> str:
+            port = free_port()
+            command = [sys.executable, "-m", "benchmarks.proxies", role, str(port)]
+            running.append(Process(command, folder / f"{role}.log", {"RAY_AUTH_MODE": "disabled"}))
+            running[-1].wait_for(port, "/health/ready")
+            return f"http://127.0.0.1:{port}"
+
+        try:
+            urls = {"direct": start("server")}
+            proxy = Proxy({"gpu-0": int(urls["direct"].rpartition(":")[2])}, folder)
+            running.append(proxy)
+            proxy.wait_for(proxy.port, "/health/ready")
+            urls["haproxy"] = proxy.url
+            if with_ray:
+                urls["ray"] = start("ray")
             result = figures(asyncio.run(compare(urls)))
         finally:
             for process in reversed(running):
                 process.end(signal.SIGTERM)
+    result["load_before"] = round(os.getloadavg()[0], 2)
     print(json.dumps(result, indent=1))
-    print(save(f"latency_{arguments.proxy}", result))
+    print(save("proxies", result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=("measure", "server", "ray"), nargs="?", default="measure")
+    parser.add_argument("port", type=int, nargs="?", default=0)
+    parser.add_argument("--without-ray", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.role == "server":
+        serve_directly(arguments.port)
+    elif arguments.role == "ray":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        serve_on_ray(arguments.port)
+    else:
+        measure(not arguments.without_ray)
 
 
 if __name__ == "__main__":

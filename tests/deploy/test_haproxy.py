@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.servers import Proxy, Server, free_port, get
-from tests.deploy.users import User, connected, until
+from tests.deploy.users import User, another_stream, connected, undisturbed, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -83,14 +83,6 @@ def home(user: User) -> str:
     assert socket is not None
     assert socket == stream, f"socket on {socket}, stream on {stream}"
     return socket
-
-
-def undisturbed(users: list[User]) -> None:
-    """Nobody's connection closed and no frame is missing."""
-    for user in users:
-        assert not user.closed
-        assert not user.errors
-        assert not user.lost()
 
 
 async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -> None:
@@ -178,18 +170,6 @@ async def test_rolling_update_as_documented(cluster: Cluster) -> None:
                 # Not within 1 s, as after a kill: here another server starts at the same time, and takes
                 # whole cores from those that serve.
                 assert user.first_result_after(again) - closed < 4.0
-
-
-async def another_stream(user: User) -> str | None:
-    """The server that answers one more viewer of a user."""
-    viewer = User(user.url, name=user.name)
-    watching = asyncio.create_task(viewer.watch(None))
-    try:
-        await until(lambda: viewer.parts, "picture for another viewer")
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-    return viewer.servers[-1][1]
 
 
 def test_statistics_are_for_prometheus_and_replicas_metrics_not_for_the_public(cluster: Cluster) -> None:

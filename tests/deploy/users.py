@@ -173,3 +173,23 @@ async def until(condition: Callable[[], object], what: str, within: float = 20.0
         if time.monotonic() > deadline:
             raise TimeoutError(f"no {what} within {within} s")
         await asyncio.sleep(0.01)
+
+
+def undisturbed(users: list[User]) -> None:
+    """Nobody's connection closed and no frame is missing."""
+    for user in users:
+        assert not user.closed
+        assert not user.errors
+        assert not user.lost()
+
+
+async def another_stream(user: User) -> str | None:
+    """The server that answers one more viewer of a user."""
+    viewer = User(user.url, name=user.name)
+    watching = asyncio.create_task(viewer.watch(None))
+    try:
+        await until(lambda: viewer.parts, "picture for another viewer")
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    return viewer.servers[-1][1]
