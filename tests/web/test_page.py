@@ -100,6 +100,13 @@ def test_snapshot_and_recording_are_valid_files(
     assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (256, 256)
     expect(studio.page.locator("#recording")).to_be_hidden()
 
+    # What was recorded can be put in again.
+    studio.choose("video", path)
+    studio.wait_for_results(3)
+    before = studio.pixels("input")
+    studio.wait_for_results(10)
+    assert difference(before, studio.pixels("input")) > 0.1
+
 
 def test_stop_and_start_again(embedded: ServerProcess, open_studio: OpenStudio) -> None:
     studio = open_studio(embedded.address)

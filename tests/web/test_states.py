@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from playwright.sync_api import expect
@@ -92,6 +93,75 @@ def test_a_frame_that_fails_is_told_and_the_stream_goes_on(
     studio.page.press("#prompt", "Enter")
     expect(studio.page.locator("#toast")).to_contain_text("could not be made")
     studio.prompt("all is well")
+
+
+SCREEN = (
+    WITHOUT_CAMERA
+    + """
+    navigator.mediaDevices.getDisplayMedia = async () => {
+        const canvas = document.createElement("canvas");
+        const context = canvas.getContext("2d");
+        setInterval(() => context.fillRect(99 * Math.random(), 0, 9, 99), 30);
+        window.shared = canvas.captureStream();
+        return window.shared;
+    };
+"""
+)
+
+
+def test_screen_until_the_user_ends_it(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=SCREEN)
+    studio.choose("screen")
+    studio.start()
+    studio.page.evaluate("shared.getTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(studio.page.locator("input[value=animation]")).to_be_checked()
+    studio.wait_for_results(2)
+
+
+def test_a_file_that_is_no_picture(make_server: MakeServer, open_studio: OpenStudio, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.choose("picture", broken)
+    expect(studio.page.locator("#input-notice")).to_contain_text("This file cannot be shown")
+    studio.choose("video", broken)
+    expect(studio.page.locator("#input-notice")).to_contain_text("This file cannot be shown")
+
+
+def test_prompts_are_remembered_and_forgotten(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.prompt("a lighthouse")
+    studio.page.reload()
+    chip = studio.page.locator("#chips").get_by_role("button", name="a lighthouse")
+    chip.click()
+    expect(studio.page.locator("#prompt")).to_have_value("a lighthouse")
+    expect(chip).to_have_attribute("aria-pressed", "true")
+    studio.page.get_by_role("button", name="Clear history").click()
+    expect(chip).to_have_count(0)
+
+
+def test_result_alone_and_full_screen(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.click("#view")
+    expect(studio.page.locator("#input-pane")).to_be_hidden()
+    studio.page.reload()
+    expect(studio.page.locator("#input-pane")).to_be_hidden()
+    studio.page.click("#view")
+    expect(studio.page.locator("#input-pane")).to_be_visible()
+    studio.page.click("#fullscreen")
+    studio.page.wait_for_function("document.fullscreenElement?.id === 'result-pane'")
+
+
+def test_full_screen_where_there_is_none(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    script = WITHOUT_CAMERA + "; Element.prototype.requestFullscreen = undefined"
+    studio = open_studio(make_server().http, script=script)
+    studio.page.click("#fullscreen")
+    box = studio.page.locator("#result-pane").bounding_box()
+    assert box == {"x": 0, "y": 0, "width": 900, "height": 700}
+    studio.page.keyboard.press("Escape")
+    assert studio.page.locator("#result-pane").bounding_box() != box
 
 
 class EveryField(BaseModel):
