@@ -1,4 +1,4 @@
-"""The embedded model: its training runs end to end in small, and the shipped weights do what the card says."""
+"""The embedded model: its training runs end to end in small; the shipped weights do what the card says."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import LCMScheduler
+
 from training.mini.model import GRID, noise_levels
 from training.mini.ops import blur
 from training.mini.prompts import words

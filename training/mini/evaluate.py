@@ -127,7 +127,7 @@ def _mean(picture: Tensor, top: float, bottom: float) -> Tensor:
 
 def _is_sunset(p: Tensor) -> bool:
     r, _, b = _mean(p, 0.2, 0.5).tolist()
-    return r > b + 0.08
+    return bool(r > b + 0.08)
 
 
 def _is_night(p: Tensor) -> bool:
@@ -136,22 +136,22 @@ def _is_night(p: Tensor) -> bool:
 
 def _is_day(p: Tensor) -> bool:
     r, _, b = _mean(p, 0.0, 0.3).tolist()
-    return b > r + 0.08 and b > 0.5
+    return bool(b > r + 0.08 and b > 0.5)
 
 
 def _is_green_below(p: Tensor) -> bool:
     r, g, b = _mean(p, 0.7, 1.0).tolist()
-    return g > r + 0.04 and g > b + 0.04
+    return bool(g > r + 0.04 and g > b + 0.04)
 
 
 def _is_blue_below(p: Tensor) -> bool:
     r, _, b = _mean(p, 0.6, 1.0).tolist()
-    return b > r + 0.08
+    return bool(b > r + 0.08)
 
 
 def _is_sand_below(p: Tensor) -> bool:
     r, g, b = _mean(p, 0.75, 1.0).tolist()
-    return r > g > b and r > b + 0.15
+    return bool(r > g > b and r > b + 0.15)
 
 
 def _is_white_below(p: Tensor) -> bool:
@@ -283,10 +283,10 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
     )  # fmt: skip
     rows, labels = [], []
     for start in range(0, len(prompts), 7):
-        part = prompts[start : start + 7]
+        asked = prompts[start : start + 7]
         for seed in (1, 2, 3):
-            rows.append([sampler.imagine(prompt, seed, 4) for prompt in part])
-            labels.append([f"{prompt} #{seed}" for prompt in part])
+            rows.append([sampler.imagine(prompt, seed, 4) for prompt in asked])
+            labels.append([f"{prompt} #{seed}" for prompt in asked])
     save_sheet(rows, labels, folder / "scenes.webp")
 
     rows, labels = [], []
@@ -303,9 +303,9 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
         labels.append([f"{steps} step{'s' if steps > 1 else ''}"] * len(row))
     save_sheet(rows, labels, folder / "steps.webp")
 
-    start, end = (sampler.encode_prompt(p) for p in ("mountains in summer", "mountains at sunset"))
+    day, sunset = (sampler.encode_prompt(p) for p in ("mountains in summer", "mountains at sunset"))
     shares = [k / 6 for k in range(7)]
-    blend = [sampler.imagine(torch.lerp(start, end, share), 4, 4) for share in shares]
+    blend = [sampler.imagine(torch.lerp(day, sunset, share), 4, 4) for share in shares]
     save_sheet([blend], [[f"prompt blend {share:.2f}" for share in shares]], folder / "blend.webp")
 
     big = photograph("astronaut", 512)

@@ -2,10 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -47,7 +51,7 @@ def trained_betas() -> list[float]:
 
 
 def build_scheduler() -> LCMScheduler:
-    return LCMScheduler(
+    scheduler: LCMScheduler = LCMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         trained_betas=trained_betas(),
         prediction_type="sample",
@@ -55,11 +59,12 @@ def build_scheduler() -> LCMScheduler:
         clip_sample=False,
         steps_offset=1,
     )
+    return scheduler
 
 
 def build_vae() -> AutoencoderTiny:
     """Autoencoder of 4 latent channels, 4 times smaller than the picture; cheap at full size."""
-    vae = AutoencoderTiny(
+    vae: AutoencoderTiny = AutoencoderTiny(
         encoder_block_out_channels=(16, 16, 16),
         decoder_block_out_channels=(16, 16, 16),
         num_encoder_blocks=(0, 1, 3),
@@ -86,7 +91,7 @@ def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
     for block in [*encoder, *decoder]:
         if hasattr(block, "fuse"):
             block.conv[-1].weight.mul_(0.1)
-    convolutions = [layer for layer in encoder if isinstance(layer, torch.nn.Conv2d)]
+    convolutions: list[Any] = [layer for layer in encoder if isinstance(layer, torch.nn.Conv2d)]
     for layer in convolutions:
         layer.weight[:3] = 0
         if layer.bias is not None:
@@ -112,7 +117,7 @@ def build_unet() -> UNet2DConditionModel:
     """UNet with attention at the lowest level only; the prompt also modulates every block through the time
     embedding.
     """
-    return UNet2DConditionModel(
+    unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
         out_channels=4,
@@ -127,6 +132,7 @@ def build_unet() -> UNet2DConditionModel:
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
+    return unet
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -178,16 +184,17 @@ class Parts(torch.nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write a diffusers pipeline folder in half precision."""
-        half = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in self.NAMES}
+        half: dict[str, Any] = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in self.NAMES}
+        absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+        scheduler: Any = build_scheduler()
         pipeline = StableDiffusionPipeline(
             vae=half["vae"],
             text_encoder=half["text"],
             tokenizer=self.tokenizer,
             unet=half["unet"],
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
+            scheduler=scheduler,
             requires_safety_checker=False,
+            **absent,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
         save_vocabulary(self.tokenizer, folder / "tokenizer")

@@ -3,7 +3,8 @@ steps.
 """
 
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -44,7 +45,8 @@ class Sampler:
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         encoded = self.tokenizer([prompt], padding="max_length", max_length=MAX_TOKENS, truncation=True)
-        return self.text(torch.tensor(encoded["input_ids"]))[0]
+        context: Tensor = self.text(torch.tensor(encoded["input_ids"]))[0]
+        return context
 
     @torch.no_grad()
     def _run(
@@ -63,7 +65,8 @@ class Sampler:
             out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
             x0 = skip * x + out * predicted
         assert x0 is not None
-        return (self.vae.decode(x0).sample / 2 + 0.5).clamp(0, 1)
+        picture: Tensor = self.vae.decode(x0).sample
+        return (picture / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def repaint(

@@ -7,6 +7,7 @@ large a shape is) from its means. So noise and prompt determine the picture, oth
 and a network with a wide enough view can learn the map in one step.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ class _Canvas:
         """Means of noise cells (in latent pixels), scaled to unit variance: (B, 1, h / tall, w / wide)."""
         plane = self.noise[:, channel : channel + 1]
         tall, wide = min(tall, plane.shape[2]), min(wide, plane.shape[3])
-        return functional.avg_pool2d(plane, (tall, wide)) * (tall * wide) ** 0.5
+        return functional.avg_pool2d(plane, (tall, wide)) * math.sqrt(tall * wide)
 
     def field(self, channel: int, tall: int, wide: int | None = None) -> Tensor:
         """The same, interpolated smoothly to the picture's size."""
@@ -96,7 +97,7 @@ class _Canvas:
         """One value per strip of `wide` latent columns, from the middle rows; constant inside a strip."""
         h = self.noise.shape[2]
         band = self.noise[:, channel : channel + 1, h // 4 : 3 * h // 4]
-        strips = functional.avg_pool2d(band, (band.shape[2], wide)) * (band.shape[2] * wide) ** 0.5
+        strips = functional.avg_pool2d(band, (band.shape[2], wide)) * math.sqrt(band.shape[2] * wide)
         index = (torch.arange(self.width, device=strips.device) // (wide * self.factor)).clamp(
             max=strips.shape[3] - 1
         )

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -51,9 +52,10 @@ def build_tokenizer(words: Iterable[str], merges_limit: int = 2500) -> CLIPToken
     letters = _byte_letters()
     names = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), START, END]
     vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    pairs: Any = merges  # annotated as text, but pairs are what its own loader passes
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=pairs,
         unk_token=END,
         bos_token=START,
         eos_token=END,

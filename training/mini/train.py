@@ -12,9 +12,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from training.mini.styles import apply
 from training.mini.tokenizer import MAX_TOKENS
 
 log = logging.getLogger("training.mini")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Settings:
     """Sizes and times of one run; the defaults fill one large GPU for ten minutes.
 
     `near` is the share of noised sources near the default strength; `favourites` are styles asked for more
-    often in windows; `steps` ends the UNet's training early; the first of `shapes` is the one that is compiled,
-    and that the autoencoder learns from.
+    often in windows; `steps` ends the UNet's training early; the first of `shapes` is the one that is
+    compiled, and that the autoencoder learns from.
     """
 
     minutes: float = 9.4
@@ -231,7 +234,8 @@ class Run:
             self.parts.load(resume)
         # The CPU's half precision gradients are slow in that layout, a GPU's fast.
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.parts.to(device=device, memory_format=self.layout)
+        parts: Any = self.parts.to(device)
+        parts.to(memory_format=self.layout)
         self.drawer = Drawer(self.parts, settings, device)
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16)
@@ -241,7 +245,7 @@ class Run:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def _compiled(self, function):  # type: ignore[no-untyped-def]
+    def _compiled(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         return torch.compile(function, dynamic=False) if self.settings.compile else function
 
     def note(self, **values: float) -> None:
@@ -278,7 +282,9 @@ class Run:
             mean = flat.mean(0)
             spread = (flat - mean).T @ (flat - mean) / len(flat)
             shape = (spread - torch.eye(len(mean), device=z.device)).square().mean() + mean.square().mean()
-            return _picture_loss(y, x) + 0.05 * shape + 0.5 * functional.relu(z.abs() - 2.6).mean()
+            bound = functional.relu(z.abs() - 2.6).mean()
+            loss: Tensor = _picture_loss(y, x) + 0.05 * shape + 0.5 * bound
+            return loss
 
         loss_function = self._compiled(loss_of)
         optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -500,7 +506,8 @@ class Pool:
     def _encode(self, pictures: Tensor) -> Tensor:
         with self.run.autocast:
             x = (pictures * 2 - 1).contiguous(memory_format=self.run.layout)
-            return self.run.parts.vae.encode(x).latents
+            latents: Tensor = self.run.parts.vae.encode(x).latents
+        return latents
 
     @torch.no_grad()
     def _write(self, start: int, rows: int, scenes: bool) -> None:
