@@ -148,7 +148,7 @@ def test_server_restarted_under_the_page(open_studio: OpenStudio, photograph: Pa
         studio.prompt("blueprint")
         before = studio.pixels()
         server.stop()
-        expect(studio.page.locator("#toast")).to_have_text("The connection was lost. Connecting again…")
+        expect(studio.page.locator("#toast")).to_contain_text("The connection was lost. Connecting again…")
         server.start()
         expect(studio.page.locator("#stage")).to_have_attribute("data-state", "live", timeout=20_000)
         studio.wait_for_results(3)

@@ -202,3 +202,13 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
         assert part in parameters, parameters
     assert '"seed":9007199254740991' in parameters
     assert "num_inference_steps" not in parameters
+
+
+def test_a_lost_device_is_told(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.fill("#prompt", "lost")
+    studio.page.press("#prompt", "Enter")
+    toast = studio.page.locator("#toast")
+    expect(toast).to_contain_text("The connection was lost")
+    expect(toast).to_contain_text("the device fell off the bus")

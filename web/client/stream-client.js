@@ -44,7 +44,8 @@ export class StreamClient extends EventTarget {
   #socket = null;
   /** @type {State} */
   #state = "stopped";
-  #message = /** @type {string | null} */ (null);
+  /** The server's last words, if they may be about the end of the connection. @type {string | null} */
+  #message = null;
   #delay = FIRST_DELAY;
   #retry = 0;
   #frameId = 0;
@@ -80,6 +81,7 @@ export class StreamClient extends EventTarget {
   start() {
     if (this.#state !== "stopped") return;
     this.#delay = FIRST_DELAY;
+    this.#message = null;
     this.#enter("connecting");
     this.#connect();
   }
@@ -97,7 +99,6 @@ export class StreamClient extends EventTarget {
     const socket = new WebSocket(this.#address());
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
-    this.#message = null;
     // A socket that was replaced or stopped may still have messages to deliver.
     socket.onmessage = ({ data }) => this.#socket === socket && this.#receive(socket, data);
     socket.onclose = ({ code }) => this.#socket === socket && this.#lost(code);
@@ -124,6 +125,7 @@ export class StreamClient extends EventTarget {
     }
     const { status, message = null } = JSON.parse(data);
     if (status === "send_frame") {
+      this.#message = null; // it was about a frame, not about the end
       this.#send(socket);
     } else if (status === "connected") {
       this.#delay = FIRST_DELAY;

@@ -53,8 +53,13 @@ export class Connection {
     this.toast.clear();
     this.notice.clear();
     if (state === "waiting") this.#tellProgress();
-    else if (state === "reconnecting") this.toast.show(() => t("connection.lost"), { stay: true });
+    else if (state === "reconnecting") this.#tellLoss(message);
     else if (state === "stopped" && code !== null) this.#tellEnding(code, message);
+  }
+
+  /** @param {string | null} message */
+  #tellLoss(message) {
+    this.toast.show(() => [t("connection.lost"), message].filter(Boolean).join(" — "), { stay: true });
   }
 
   #tellProgress() {
