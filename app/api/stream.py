@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.codec import Codec
 from app.api.service import Service, service_of
-from app.api.websocket import FULL
+from app.api.websocket import FULL, LINGER
 from app.core.session import Session
 
 router = APIRouter(tags=["stream"])
@@ -80,13 +80,19 @@ async def parts(session: Session, codec: Codec, *, quality: int, max_fps: float)
 
 
 class MultipartResponse(Response):
-    """A stream of parts that ends when the viewer leaves."""
+    """A stream of parts that ends when they do, or when the viewer leaves.
 
-    def __init__(self, body: AsyncIterator[bytes]) -> None:
+    Args:
+        body: the parts.
+        over: returns when nothing comes any more; a viewer who does not read what is left is let go.
+    """
+
+    def __init__(self, body: AsyncIterator[bytes], over: Callable[[], Awaitable[None]]) -> None:
         self.status_code = 200
         self.media_type = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
         self.background = None
         self._parts = body
+        self._over = over
         self.init_headers(
             {
                 "Cache-Control": "no-store, no-transform",
@@ -101,14 +107,20 @@ class MultipartResponse(Response):
         del scope
         sending = asyncio.create_task(self._send(send))
         leaving = asyncio.create_task(_left(receive))
+        ending = asyncio.create_task(self._linger())
+        tasks = {sending, leaving, ending}
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, leaving):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({sending, leaving})
+            await asyncio.wait(tasks)
         if not sending.cancelled():
             sending.result()
+
+    async def _linger(self) -> None:
+        await self._over()
+        await asyncio.sleep(LINGER)
 
     async def _send(self, send: Send) -> None:
         try:
@@ -156,4 +168,5 @@ async def stream(
     service = service_of(request)
     session = await _session(service, userId)
     quality = quality or service.settings.performance.jpeg_quality
-    return MultipartResponse(parts(session, service.codec, quality=quality, max_fps=max_fps))
+    body = parts(session, service.codec, quality=quality, max_fps=max_fps)
+    return MultipartResponse(body, session.wait_until_over)

@@ -120,6 +120,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
         return event
 
+    async def run_asgi(self) -> None:
+        """Let go of the connection in the end, even if the client never reads what was said last."""
+        await super().run_asgi()
+        self.loop.call_later(self.close_timeout, self.transport.abort)
+
     def handle_text(self, event: Frame) -> None:
         """Take a text message, or the first part of one."""
         self._begin(event)

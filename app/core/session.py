@@ -113,6 +113,7 @@ class Session:
         self._waiting: int | None = None
         self._unfinished = 0
         self._news = Signal()
+        self._end = Signal()
 
     @property
     def over(self) -> bool:
@@ -126,6 +127,8 @@ class Session:
 
     def offer(self, plan: Plan, image: Image | None, *, received_at: float, revision: int, tag: Tag) -> None:
         """Let a frame wait for the device, in the place of one that waits already."""
+        if self.over:
+            return
         number = next(self._numbers)
         frame = FrameIn(self.key, number, plan, image, received_at, revision, tag)
         self._waiting = number
@@ -157,6 +160,11 @@ class Session:
                 return None
         return None
 
+    async def wait_until_over(self) -> None:
+        """Wait for the end of the session."""
+        if not self.over:
+            await self._end.wait()
+
     def handle(self, event: Taken | Done | Failed) -> None:
         """Take note of what happened to a frame of this session."""
         if isinstance(event, Taken):
@@ -178,6 +186,7 @@ class Session:
         self.ending = ending
         self._frames.discard(self.key)
         self._news.ring()
+        self._end.ring()
         if ending is not Ending.LEFT:
             self._listener.ended(ending)
 

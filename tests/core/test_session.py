@@ -178,6 +178,23 @@ def test_the_same_user_takes_over(registry: Registry, frames: Frames) -> None:
     assert registry.find("ann") is new
 
 
+def test_a_frame_after_the_end_is_nobodys(registry: Registry, frames: Frames) -> None:
+    session = registry.connect("ann", "image", Ear())
+    registry.end(session, Ending.IDLE)
+    offer(session)
+    assert not frames.waiting
+
+
+async def test_the_end_can_be_waited_for(registry: Registry) -> None:
+    session = registry.connect("ann", "image", Ear())
+    waiting = asyncio.create_task(session.wait_until_over())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    registry.end(session, Ending.LEFT)
+    await waiting
+    await session.wait_until_over()
+
+
 def test_room_is_limited_but_not_for_who_is_here(registry: Registry) -> None:
     registry.connect("a", "image", Ear())
     b = registry.connect("b", "image", Ear())
