@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import contextlib
 import functools
 import http.server
 import os
+import runpy
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.api.conftest import MakeServer, picture
@@ -70,3 +77,27 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
         > 50
         > decode((target / "b.jpg").read_bytes()).mean()
     )
+
+
+class Camera:
+    def __init__(self, number: int) -> None:
+        assert number == 0
+
+    def isOpened(self) -> bool:  # noqa: N802 - its name in OpenCV
+        return True
+
+    def read(self) -> tuple[bool, Any]:
+        time.sleep(0.02)
+        return True, np.full((48, 96, 3), 30, np.uint8)
+
+
+async def test_webcam(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float] = []
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(cv2, "setWindowTitle", lambda _window, _title: None)
+    monkeypatch.setattr(cv2, "imshow", lambda _window, picture: shown.append(picture.mean()))
+    monkeypatch.setattr(cv2, "waitKey", lambda _wait: 27 if len(shown) == 5 else -1)
+    webcam = runpy.run_path(str(EXAMPLES / "webcam.py"))
+    arguments = {"server": make_server().http, "prompt": "a cat", "strength": 0.5, "camera": 0, "size": 64}
+    await asyncio.wait_for(webcam["main"](argparse.Namespace(**arguments)), 20)
+    assert [round(mean) for mean in shown] == [pytest.approx(225, abs=2)] * 5

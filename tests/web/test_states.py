@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from tests.api.conftest import MakeServer
 from tests.fakes import FakeRunner
 from tests.web.conftest import OpenStudio
+from tests.web.studio import difference
 
 WITHOUT_CAMERA = "navigator.mediaDevices.enumerateDevices = async () => []"
 
@@ -212,3 +213,23 @@ def test_a_lost_device_is_told(make_server: MakeServer, open_studio: OpenStudio)
     toast = studio.page.locator("#toast")
     expect(toast).to_contain_text("The connection was lost")
     expect(toast).to_contain_text("the device fell off the bus")
+
+
+HIDING = (
+    WITHOUT_CAMERA
+    + """
+    Object.defineProperty(Document.prototype, "hidden", { get: () => window.away === true });
+    const request = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (act) => request((now) => window.away || act(now));
+"""
+)
+
+
+def test_a_hidden_page_goes_on(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """Its stream may be watched elsewhere, although browsers draw nothing in a hidden page."""
+    studio = open_studio(make_server().http, script=HIDING)
+    studio.start()
+    studio.page.evaluate("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
+    before = studio.pixels()
+    studio.wait_for_results(10)
+    assert difference(before, studio.pixels()) > 0
