@@ -24,10 +24,10 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 
 from app.api import http, stream, websocket
+from app.api.page import Page
 from app.api.protocol import Planner
 from app.api.service import Service
 from app.api.transport import WebSocketProtocol, listen
@@ -118,7 +118,7 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
     for module in (http, stream, websocket):
         app.include_router(module.router)
     if WEB.is_dir():
-        app.mount("/", StaticFiles(directory=WEB, html=True), name="web")
+        app.mount("/", Page(directory=WEB, html=True), name="web")
     return app
 
 

@@ -54,3 +54,12 @@ async def test_routes_answer_as_described_while_loading(make_server: MakeServer)
             await check(server, path)
     finally:
         loaded.set()
+
+
+async def test_browsers_ask_whether_a_file_has_changed(server: Server) -> None:
+    first = await server.get("/js/main.js")
+    assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
+    again = await server.get("/js/main.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
+    assert (await server.get("/")).headers["content-type"].startswith("text/html")
+    assert (await server.get("/none.js")).status_code == 404
