@@ -1,0 +1,259 @@
+"""Speed on a GPU, against the peers, in one run: ``python -m benchmarks.gpu``.
+
+Every variant runs in a process of its own, so that none leaves settings or memory to the next. Results:
+``benchmarks/results/gpu.json``, which ``python -m benchmarks.report`` turns into tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.core.engine import Engine
+from app.core.messages import FrameIn, Row, SessionKey
+from benchmarks import ours, peers, sd_turbo
+from benchmarks.results import FOLDER, save, summary
+from benchmarks.streams import Load, pictures
+
+Figures = dict[str, Any]
+
+STEPS = (1, 2, 4)
+STREAMS = (1, 2, 4, 8, 16, 32)
+PEER_STREAMS = (1, 4, 16)
+BUCKETS = (1, 2, 4, 8, 16)
+MODES = ("image", "video")
+PROMPT = "a portrait of a cat, oil on canvas"
+
+
+# -- peers --------------------------------------------------------------------------------------------
+
+
+def measure_peer(kind: str, flavour: bool, steps: tuple[int, ...], seconds: float) -> Figures:
+    """One peer: one stream in every mode, and many streams one after the other."""
+    device = torch.device("cuda")
+    model = sd_turbo.model(device, torch.float16)
+    images = pictures(8, peers.SIZE, peers.SIZE)
+    found: Figures = {"one_stream": {}, "streams": {}}
+    started_at = time.perf_counter()
+    for mode in MODES:
+        for count in steps:
+            peer = _peer(kind, flavour, model, PROMPT, mode, count)
+            found["one_stream"][f"{mode}, {count}"] = _time_peer(peer, mode, images, seconds)
+    found["seconds"] = {"all": round(time.perf_counter() - started_at, 2)}
+    for streams in PEER_STREAMS:
+        objects = [_peer(kind, flavour, model, f"{PROMPT} {n}", "image", 1) for n in range(streams)]
+        found["streams"][streams] = _serve_in_turn(objects, images, seconds)
+    found["memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return found
+
+
+def _peer(kind: str, flavour: bool, model: Any, prompt: str, mode: str, steps: int) -> peers.Peer:
+    if kind == "original":
+        return peers.Original(model, prompt, mode, steps, xformers=flavour)
+    return peers.Diffusers(model, prompt, mode, steps, compiled=flavour)
+
+
+def _time_peer(peer: peers.Peer, mode: str, images: list[Any], seconds: float) -> Figures:
+    source = images if mode == "image" else [None]
+    for number in range(8):
+        peer.frame(source[number % len(source)])
+    through = _repeat(lambda number: peer.frame(source[number % len(source)]), seconds)
+    tensors = [None if image is None else _tensor(image) for image in source]
+
+    def on_device(number: int) -> None:
+        peer.on_device(tensors[number % len(tensors)])
+        torch.cuda.synchronize()
+
+    for number in range(4):
+        on_device(number)
+    return {"ms": summary(through), "on_device_ms": summary(_repeat(on_device, seconds))}
+
+
+def _tensor(image: Any) -> torch.Tensor:
+    return torch.from_numpy(image).cuda().permute(2, 0, 1)[None].half() / 127.5 - 1.0
+
+
+def _repeat(call: Callable[[int], Any], seconds: float) -> list[float]:
+    """Milliseconds of each call."""
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 5:
+        started_at = time.perf_counter()
+        call(len(found))
+        found.append(1e3 * (time.perf_counter() - started_at))
+    return found
+
+
+def _serve_in_turn(objects: list[peers.Peer], images: list[Any], seconds: float) -> Figures:
+    """Streams that each offer their next frame when the last is taken, served in turn: a frame waits for
+    its turn, then is made.
+    """
+    offered = [time.perf_counter()] * len(objects)
+    ages: list[float] = []
+    started_at = time.perf_counter()
+    while time.perf_counter() - started_at < seconds or len(ages) < 2 * len(objects):
+        number = len(ages) % len(objects)
+        since, offered[number] = offered[number], time.perf_counter()
+        objects[number].frame(images[len(ages) % len(images)])
+        ages.append(1e3 * (time.perf_counter() - since))
+    elapsed = time.perf_counter() - started_at
+    return {"frames_per_second": round(len(ages) / elapsed, 2), "age_ms": summary(ages)}
+
+
+# -- ours ---------------------------------------------------------------------------------------------
+
+
+def measure_ours(
+    acceleration: str, graph: bool, steps: tuple[int, ...], streams: tuple[int, ...], seconds: float
+) -> Figures:
+    """One acceleration: one stream in every mode, many streams, and where the time goes."""
+    built = ours.build(acceleration, graph=graph, timed=True, buckets=BUCKETS)
+    torch.cuda.reset_peak_memory_stats()
+    found: Figures = {"seconds": built.seconds, "free_rows": built.runner.free_rows}
+    found |= asyncio.run(_serve(built, steps, streams, seconds))
+    found["stages_ms"] = _stages(built, BUCKETS)
+    found["memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return found
+
+
+async def _serve(
+    built: ours.Ours, steps: tuple[int, ...], streams: tuple[int, ...], seconds: float
+) -> Figures:
+    engine = Engine(lambda _report: built.runner, buckets=built.buckets, stream_batch=True)
+    images = pictures(8, ours.SIZE, ours.SIZE)
+    load = Load(engine, [], images)
+    await engine.start(lambda events: load.deliver(events))
+    found: Figures = {"one_stream": {}, "lone_frame": {}, "streams": {}}
+    for mode in MODES:
+        for count in steps:
+            plans = [ours.plan(mode, count)]  # type: ignore[arg-type]
+            load = Load(engine, plans, images)
+            found["one_stream"][f"{mode}, {count}"] = await load.run(1, seconds)
+            load = Load(engine, plans, images, one_at_a_time=True)
+            found["lone_frame"][f"{mode}, {count}"] = await load.run(1, seconds / 2)
+    if streams:
+        plans = [ours.plan("image", 1, f"{PROMPT} {number}") for number in range(32)]
+        load = Load(engine, plans, images)
+        await load.run(32, 1.0)  # embeds the prompts
+        for count in streams:
+            load = Load(engine, plans, images)
+            found["streams"][count] = await load.run(count, 1.5 * seconds)
+        load = Load(engine, plans, images, rate=20.0)
+        found["streams_at_20_fps"] = {16: await load.run(16, 3 * seconds)}
+        load = Load(engine, plans[:4], images)
+        found["prompt_change_ms"] = await _change_prompts(load)
+    await engine.stop()
+    return found
+
+
+async def _change_prompts(load: Load) -> Figures:
+    """From a stream's first frame with a new prompt to its picture, three other streams running."""
+    plans = list(load.plans)
+    load.plans = plans
+    serving = asyncio.create_task(load.run(4, 3.0, settle=0.2))
+    await asyncio.sleep(0.5)
+    found = []
+    for number in range(10):
+        text = f"another prompt, number {number}"
+        plans[0] = replace(plans[0], prompt=text)
+        changed_at = time.monotonic()
+        first = await load.first_with(text)
+        found.append(1e3 * (first.finished_at - changed_at))
+        await asyncio.sleep(0.1)
+    figures = await serving
+    return {"change": summary(found), "tick_ms": figures["tick_ms"]}
+
+
+def _stages(built: ours.Ours, batches: tuple[int, ...]) -> Figures:
+    """Device time of each stage, and host time of a launch, by batch size."""
+    assert built.stopwatch is not None
+    image = pictures(1, ours.SIZE, ours.SIZE)[0]
+    plan = ours.plan("image", 1)
+    embeddings = tuple(built.runner.encode(text) for text in plan.texts)
+    built.stopwatch.reset()
+    host: Figures = {}
+    for batch in batches:
+        frames = [FrameIn(SessionKey("", 0), n, plan, image, 0.0) for n in range(batch)]
+        rows = tuple(Row(slot, frame, 0.0, embeddings) for slot, frame in enumerate(frames))
+        launches, ticks = [], []
+        for _ in range(30):
+            started_at = time.perf_counter()
+            launched = built.runner.launch(rows)
+            launches.append(1e3 * (time.perf_counter() - started_at))
+            launched.collect()
+            ticks.append(1e3 * (time.perf_counter() - started_at))
+        host[str(batch)] = {"launch": summary(launches), "tick": summary(ticks)}
+    return {"device": built.stopwatch.figures(), "host": host}
+
+
+# -- the command --------------------------------------------------------------------------------------
+
+
+def isolated(function: Callable[..., Figures], *arguments: Any) -> Figures:
+    """Run in a process that has the GPU to itself; an error is a figure too."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        figures: Figures = receiver.recv()
+    except EOFError:
+        figures = {"error": "the process died"}
+    process.join()
+    return figures
+
+
+def _send(sender: Any, function: Callable[..., Figures], arguments: tuple[Any, ...]) -> None:
+    try:
+        figures = function(*arguments)
+    except Exception as error:  # noqa: BLE001 - whatever a peer raises belongs into the table
+        figures = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    sender.send(figures)
+    sender.close()
+
+
+def main() -> None:
+    """Measure what was asked for, one variant after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--only", nargs="*", help="names of variants; else all")
+    parser.add_argument("--output", type=Path, default=FOLDER)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    seconds = arguments.seconds
+    variants: dict[str, tuple[Any, ...]] = {
+        "original": (measure_peer, "original", False, STEPS, seconds),
+        "original, xformers": (measure_peer, "original", True, STEPS, seconds),
+        "diffusers": (measure_peer, "diffusers", False, STEPS, seconds),
+        "diffusers, max-autotune": (measure_peer, "diffusers", True, STEPS, seconds),
+        "none": (measure_ours, "none", False, STEPS, (), seconds),
+        "xformers": (measure_ours, "xformers", False, STEPS, (), seconds),
+        "compile": (measure_ours, "compile", False, STEPS, (), seconds),
+        "none, graph": (measure_ours, "none", True, STEPS, STREAMS, seconds),
+        "xformers, graph": (measure_ours, "xformers", True, STEPS, (), seconds),
+        "compile, graph": (measure_ours, "compile", True, STEPS, STREAMS, seconds),
+        "fused, graph": (measure_ours, "fused", True, STEPS, STREAMS, seconds),
+    }
+    found: Figures = {}
+    for name, (function, *rest) in variants.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        started_at = time.perf_counter()
+        found[name] = isolated(function, *rest)
+        found[name]["wall_seconds"] = round(time.perf_counter() - started_at, 1)
+        print(name, found[name]["wall_seconds"], found[name].get("error", ""), flush=True)
+    print(save("gpu", {"variants": found}, arguments.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Turns ``benchmarks/results`` into the tables of ``docs/performance.md``: ``python -m benchmarks.report``.
+
+The text around the tables is written by hand; a table stands between ``<!-- begin: NAME -->`` and
+``<!-- end: NAME -->``. ``--check`` changes nothing and says whether the tables are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+
+Figures = Mapping[str, Any]
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown; all columns but the first are aligned to the right."""
+    heads = list(heads)
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def kernels(found: Figures) -> str:
+    """Where the device's time goes."""
+    by_kind = found["kernels_ms"]
+    kinds = list(next(iter(by_kind.values())))
+    return table(
+        ["", *kinds], ([name, *(f"{times[kind]:.2f}" for kind in kinds)] for name, times in by_kind.items())
+    )
+
+
+def attention(found: Figures) -> str:
+    """Microseconds of one attention by kernel."""
+    names = ("cuDNN", "flash", "efficient")
+    return table(
+        ["", *names], ([shape, *(times[n] for n in names)] for shape, times in found["attention_us"].items())
+    )
+
+
+def one_stream(found: Figures) -> str:
+    """Milliseconds per frame of one stream, by variant, mode and steps."""
+    variants = {name: v["one_stream"] for name, v in found["variants"].items() if "one_stream" in v}
+    loads = list(dict.fromkeys(load for v in variants.values() for load in v))
+    rows = ([name, *(_ms(v.get(load)) for load in loads)] for name, v in variants.items())
+    return table(["ms per frame", *(f"{load} steps" for load in loads)], rows)
+
+
+def many_streams(found: Figures) -> str:
+    """Frames per second in all, and the age of a frame, by variant and number of streams."""
+    rows = [
+        [name, streams, figures["frames_per_second"], figures["age_ms"]["median"], figures["age_ms"]["p99"],
+         figures.get("batch_fill", "")]
+        for name, variant in found["variants"].items()
+        for streams, figures in variant.get("streams", {}).items()
+    ]  # fmt: skip
+    return table(["", "streams", "frames/s", "age p50, ms", "age p99, ms", "batch fill"], rows)
+
+
+def on_cpu(found: Figures) -> str:
+    """Processor time of a frame on one core, beside the original's."""
+    return table(
+        ["", "original, ms", "ours, ms", "times as fast", "quartiles"],
+        (
+            [
+                name,
+                figures["original cpu_ms_per_frame"]["median"],
+                figures["ours cpu_ms_per_frame"]["median"],
+                f"{figures['ratio']['median']:.2f}",
+                f"{figures['ratio']['p25']:.2f} to {figures['ratio']['p75']:.2f}",
+            ]
+            for name, figures in found["loads"].items()
+        ),
+    )
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
+    "kernels": ("h200-lab", kernels),
+    "attention": ("h200-lab", attention),
+    "one stream": ("gpu", one_stream),
+    "many streams": ("gpu", many_streams),
+    "cpu": ("cpu", on_cpu),
+}
+
+
+def render(page: str) -> str:
+    """The page with every table made anew whose results are there."""
+    for name, (file, make) in TABLES.items():
+        path = FOLDER / f"{file}.json"
+        if path.exists():
+            begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+            before, _, rest = page.partition(begin)
+            _, _, after = rest.partition(end)
+            page = f"{before}{begin}{make(json.loads(path.read_text(encoding='utf-8')))}\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    page = PAGE.read_text(encoding="utf-8")
+    made = render(page)
+    if parser.parse_args().check:
+        sys.exit("docs/performance.md: run python -m benchmarks.report" if made != page else 0)
+    PAGE.write_text(made, encoding="utf-8")
+
+
+def _ms(figures: Figures | None) -> str:
+    if figures is None:
+        return ""
+    return f"{figures['ms']['median'] if 'ms' in figures else figures['ms_per_frame']:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Every acceleration on a GPU, at SD-Turbo's size, against plain PyTorch in float32.
+
+`pytest -m gpu tests/gpu`. Weights are random; two small models of the same weights stand beside each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.accelerations import _load, load_acceleration
+from app.accelerations._cuda_graph import GraphExecutor
+from app.accelerations.base import Shapes
+from app.config.schema import available_accelerations
+from app.core.messages import FrameIn, Image, Plan, Row, SessionKey
+from app.core.runner import DiffusionRunner, execute
+from app.models.model import Model
+from app.models.networks import Networks
+from app.pipelines import load_pipelines
+from benchmarks import sd_turbo
+from benchmarks.streams import pictures
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+SIZE = 256
+BUCKETS = (1, 2, 4)
+SMALL: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "attention_head_dim": (2, 4, 8, 8)}
+LATENT_ERROR = 1e-2
+"""Relative, of what a network returns in half precision."""
+PSNR = 35.0
+"""Decibels, of finished pictures."""
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def reference(device: torch.device) -> Model:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return sd_turbo.model(device, torch.float32, **SMALL)
+
+
+@pytest.fixture(params=[name for name in available_accelerations() if name != "auto"])
+def accelerated(
+    request: Any, device: torch.device, reference: Model, tmp_path: Path
+) -> tuple[Model, Networks]:
+    problems = _load(request.param).problems(device)
+    if problems:
+        pytest.skip("; ".join(problems))
+    model = half(reference)
+    acceleration = load_acceleration(request.param, device, tmp_path)
+    return model, acceleration.networks(model, Shapes(SIZE, SIZE, BUCKETS, BUCKETS), lambda _words: None)
+
+
+def half(reference: Model) -> Model:
+    model = sd_turbo.model(reference.device, torch.float16, **SMALL)
+    for mine, theirs in ((model.unet, reference.unet), (model.vae, reference.vae)):
+        mine.load_state_dict(theirs.state_dict())
+    model.text_encoder.load_state_dict(reference.text_encoder.state_dict())
+    return model
+
+
+def runner(model: Model, networks: Networks, *, graph: bool) -> DiffusionRunner:
+    made = DiffusionRunner(
+        model,
+        networks,
+        load_pipelines("img2img"),
+        width=SIZE,
+        height=SIZE,
+        buckets=BUCKETS,
+        guidance="none",
+        description={},
+        execute=GraphExecutor(model.device) if graph else execute,
+    )
+    made.warm_up(1, lambda _words: None)
+    return made
+
+
+def plan(steps: int, prompt: str = "a cat", seed: int = 1) -> Plan:
+    pipeline = load_pipelines("img2img")["image"]
+    return pipeline.plan(
+        pipeline.Params(prompt=prompt, num_inference_steps=steps, seed=seed, guidance_scale=1.0)
+    )
+
+
+def make(using: DiffusionRunner, plans: list[Plan], images: list[Image]) -> list[Image]:
+    """Frames that go through all their steps in one batch."""
+    rows = tuple(
+        Row(
+            slot,
+            FrameIn(SessionKey("user", slot), 0, plan, image, 0.0),
+            0.0,
+            tuple(using.encode(text) for text in plan.texts),
+        )
+        for slot, (plan, image) in enumerate(zip(plans, images, strict=True))
+    )
+    for _ in plans[0].timesteps:
+        made = using.launch(rows).collect()
+        rows = tuple(row.advanced() for row in rows)
+    assert all(image is not None for image in made)
+    return [image.copy() for image in made if image is not None]
+
+
+def relative(made: Tensor, expected: Tensor) -> float:
+    return float((made.float() - expected).norm() / expected.norm())
+
+
+def psnr(made: Image, expected: Image) -> float:
+    error = np.mean((made.astype(float) - expected.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+
+
+@pytest.mark.parametrize("batch", BUCKETS)
+def test_networks_are_close_to_float32(
+    accelerated: tuple[Model, Networks], reference: Model, batch: int
+) -> None:
+    _, networks = accelerated
+    device = reference.device
+    generator = torch.Generator(device).manual_seed(batch)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, generator=generator)
+
+    latents, text = normal(batch, 4, SIZE // 8, SIZE // 8), normal(batch, 77, 1024)
+    images, timesteps = (
+        normal(batch, 3, SIZE, SIZE).clamp(-1, 1),
+        torch.linspace(19, 999, batch, device=device),
+    )
+    with torch.inference_mode():
+        assert (
+            relative(
+                networks.unet(latents, timesteps, text.half()), reference.predict(latents, timesteps, text)
+            )
+            < LATENT_ERROR
+        )
+        assert relative(networks.encode(images), reference.encode(images)) < LATENT_ERROR
+        assert relative(networks.decode(latents), reference.decode(latents)) < LATENT_ERROR
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_pictures_are_close_to_float32_and_do_not_see_their_neighbours(
+    accelerated: tuple[Model, Networks], reference: Model, graph: bool
+) -> None:
+    model, networks = accelerated
+    exact, fast = runner(reference, reference.networks(), graph=False), runner(model, networks, graph=graph)
+    images = pictures(8, SIZE, SIZE)
+    for steps in (1, 2, 4):
+        for batch in BUCKETS:
+            plans = [plan(steps, f"a cat {n}", seed=n) for n in range(batch)]
+            made = make(fast, plans, images[:batch])
+            expected = make(exact, plans, images[:batch])
+            assert min(psnr(a, b) for a, b in zip(made, expected, strict=True)) > PSNR
+            others = [plans[0], *(plan(steps, "a dog", seed=99) for _ in plans[1:])]
+            again = make(fast, others, [images[0], *images[-batch:-1]][:batch])
+            assert np.array_equal(again[0], made[0])
+
+
+def test_memory_does_not_grow(device: torch.device, reference: Model, tmp_path: Path) -> None:
+    model = half(reference)
+    networks = load_acceleration("none", device, tmp_path).networks(
+        model, Shapes(SIZE, SIZE, BUCKETS, BUCKETS), lambda _words: None
+    )
+    using = runner(model, networks, graph=True)
+    images = pictures(4, SIZE, SIZE)
+    used: list[int] = []
+    for tick in range(20_000):
+        batch = 1 + tick % 4
+        make(using, [plan(1, seed=tick % 300)] * batch, images[:batch])
+        if tick in (2_000, 19_999):
+            used.append(torch.cuda.memory_reserved())
+    assert used[1] <= used[0]
+
+
+def test_a_function_that_raises_while_it_is_captured_can_be_called_again(device: torch.device) -> None:
+    call: Callable[..., Any] = GraphExecutor(device)
+    x = torch.ones(3, device=device)
+    assert call("key", lambda t: t + 1, x).tolist() == [2, 2, 2]
+    assert call("key", lambda t: t + 1, x).tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError):
+        call("key", lambda t: t + float(t.sum()), x)  # waits for the device, which a capture must not
+    torch.cuda.synchronize()
+    assert call("key", lambda t: {"double": 2 * t}, x + 1)["double"].tolist() == [4, 4, 4]
+    kept = call("key", lambda t: t, x)["double"]
+    call("key", lambda t: t, 5 * x)
+    assert kept.tolist() == [2, 2, 2]  # a result is the caller's own
