@@ -5,6 +5,8 @@ import { hasCamera } from "./sources/camera.js";
 import { KINDS } from "./sources/index.js";
 
 const JPEG_QUALITY = 0.9;
+/** Milliseconds between pictures that are only looked at; the model may need the same processor. */
+const PREVIEW_EVERY = 30;
 
 /** What opening a source may run into, by the name of the DOMException. */
 const PROBLEMS = {
@@ -35,6 +37,7 @@ export class Input extends EventTarget {
   /** @type {((frame: {time: number}) => void)[]} */
   #waiting = [];
   #attempt = 0;
+  #drawnAt = 0;
   kind = KINDS[0];
 
   /** @param {HTMLCanvasElement} canvas @param {(accept: string) => Promise<File>} chooseFile */
@@ -134,7 +137,10 @@ export class Input extends EventTarget {
 
   /** @param {number} now */
   #tick(now) {
-    this.#draw(now);
+    if (this.#waiting.length || now - this.#drawnAt >= PREVIEW_EVERY) {
+      this.#drawnAt = now;
+      this.#draw(now);
+    }
     requestAnimationFrame((next) => this.#tick(next));
   }
 
