@@ -78,7 +78,9 @@ class Engine:
             buckets, stream_batch=stream_batch, embeddings=self._prompts.lookup, clock=time.monotonic
         )
         self._watchdog_timeout = watchdog_timeout
-        self._changed = threading.Condition()  # guards the scheduler, the prompts and _stopping
+        lock = threading.RLock()  # guards the scheduler, the prompts and _stopping
+        self._changed = threading.Condition(lock)  # what the engine's thread waits for
+        self._text_missing = threading.Condition(lock)  # what the prompts' thread waits for
         self._stopping = False
         self._busy_since: float | None = None
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
@@ -104,7 +106,8 @@ class Engine:
         """End both threads; frames still in flight are dropped."""
         with self._changed:
             self._stopping = True
-            self._changed.notify_all()
+            self._changed.notify()
+            self._text_missing.notify()
         if self.state != "failed":
             self.state = "stopped"
         for thread in self._threads:
@@ -115,7 +118,9 @@ class Engine:
         """Let a frame wait for the next batch. Returns the session's older frame that it replaced."""
         with self._changed:
             replaced = self._scheduler.offer(frame)
-            self._changed.notify_all()
+            self._changed.notify()
+            if self._prompts.lookup(frame) is None:
+                self._text_missing.notify()
         return replaced
 
     def discard(self, session: SessionKey) -> None:
@@ -247,7 +252,7 @@ class Engine:
                 continue
             with self._changed:
                 self._prompts.store(text, embedding, self._scheduler.waiting)
-                self._changed.notify_all()
+                self._changed.notify()
 
     def _next_text(self) -> str | None:
         with self._changed:
@@ -255,7 +260,7 @@ class Engine:
                 text = self._prompts.first_missing(self._scheduler.waiting)
                 if text is not None:
                     return text
-                self._changed.wait()
+                self._text_missing.wait()
             return None
 
     def _fail_text(self, text: str, reason: str) -> None:
@@ -269,7 +274,7 @@ class Engine:
     def _join_prompts(self, prompts: threading.Thread) -> None:
         with self._changed:
             self._stopping = True
-            self._changed.notify_all()
+            self._text_missing.notify()
         prompts.join()
 
     # -- back to the event loop -------------------------------------------------------------------

@@ -76,12 +76,13 @@ async def reached(event: threading.Event) -> None:
 
 def at_rest(engine: Engine, threads: int = 2) -> list[object]:
     """The marks of the threads' present waits, once so many wait to be woken."""
-    condition: Any = engine._changed
+    conditions: list[Any] = [engine._changed, engine._text_missing]  # of one lock
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        with condition:
-            if len(condition._waiters) == threads:
-                return list(condition._waiters)
+        with engine._changed:
+            waiters = [waiter for condition in conditions for waiter in condition._waiters]
+            if len(waiters) == threads:
+                return waiters
         time.sleep(0.001)
     raise AssertionError("the engine does not come to rest")
 
