@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from fastapi import FastAPI
 from pydantic import BaseModel
 from websockets.asyncio.client import ClientConnection, connect
@@ -165,13 +166,26 @@ def measure(with_ray: bool) -> None:
             urls["haproxy"] = proxy.url
             if with_ray:
                 urls["ray"] = start("ray")
-            result = figures(asyncio.run(compare(urls)))
+            watched = {"server": running[0].child.pid, "haproxy": proxy.child.pid}
+            before = {name: cpu(pid) for name, pid in watched.items()}
+            times = asyncio.run(compare(urls))
+            # The server had the frames of two ways.
+            frames = {"server": 2 * (FRAMES + DISCARDED), "haproxy": FRAMES + DISCARDED}
+            spent = {name: (cpu(pid) - before[name]) / frames[name] for name, pid in watched.items()}
+            result = figures(times)
         finally:
             for process in reversed(running):
                 process.end(signal.SIGTERM)
+    result["cpu_ms_per_frame"] = {name: round(seconds * 1000, 3) for name, seconds in spent.items()}
     result["load_before"] = round(os.getloadavg()[0], 2)
     print(json.dumps(result, indent=1))
     print(save("proxies", result))
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    spent = psutil.Process(pid).cpu_times()
+    return spent.user + spent.system
 
 
 def main() -> None:
