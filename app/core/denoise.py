@@ -91,6 +91,11 @@ class NoiseSchedule:
     alphas_cumprod: tuple[float, ...]
     prediction: Prediction
 
+    def __hash__(self) -> int:
+        # The key of a cache that is asked twice per row and tick: a thousand numbers would take longer to
+        # hash than everything else that the host does.
+        return hash((self.prediction, self.alphas_cumprod[-1]))
+
     @property
     def train_steps(self) -> int:
         """How many time steps the model was trained with."""

@@ -174,7 +174,8 @@ class DiffusionRunner:
                 (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
                 for places in finished.values()
             ]
-            self._pool.write(slots, step.x, step.residual)
+            if not all(row.finishes for row in rows):  # nobody reads the slots of rows that leave
+                self._pool.write(slots, step.x, step.residual)
             return Batch(batch, forward, downloads, self._model.safety_checker)
 
     @torch.inference_mode()
