@@ -2,7 +2,6 @@
 
 import { enableActions, initActions } from "./actions.js";
 import { Connection } from "./connection.js";
-import { Controls } from "./controls.js";
 import { byId, setIcon } from "./dom.js";
 import { chooseFile, onDroppedFile } from "./files.js";
 import { Figures } from "./figures.js";
@@ -10,14 +9,13 @@ import { initLanguage, onLanguage, switchLanguage, t } from "./i18n.js";
 import { Input, SourceProblem } from "./input.js";
 import { NoticeBoard, Toast } from "./notices.js";
 import { Output } from "./output.js";
-import { PromptBox } from "./prompt-box.js";
-import { getQueueSize, getSettings, getStatus } from "./server.js";
+import { Parameters } from "./parameters.js";
+import { getQueueSize, getStatus } from "./server.js";
 import { SourcePicker } from "./source-picker.js";
 import { KINDS } from "./sources/index.js";
 import { initTheme } from "./theme.js";
 
 const ASK_QUEUE_EVERY = 3000;
-const ASK_SETTINGS_AGAIN = 2000;
 const [ANIMATION] = KINDS;
 
 initLanguage();
@@ -30,16 +28,13 @@ let user = new URLSearchParams(location.search).get("user") ?? undefined;
 let connection = null;
 /** Whether the user wants results, although there may be no input yet. */
 let wanted = false;
-/** Which mode the controls are shown for. @type {"image" | "video" | null} */
-let shownMode = null;
 
 const notice = new NoticeBoard(byId("notice"));
 const inputNotice = new NoticeBoard(byId("input-notice"));
 const toast = new Toast(byId("toast"));
 const figures = new Figures(byId("figures"));
 const input = new Input(byId("input"), chooseFile);
-const controls = new Controls(byId("controls"), useParameters);
-const prompt = new PromptBox(byId("prompt"), byId("chips"), useParameters);
+const parameters = new Parameters(toast, useParameters);
 const picker = new SourcePicker(byId("sources"), (kind) => changeSource(kind));
 const output = new Output(byId("result"), (result) => {
   byId("stage").classList.remove("preview");
@@ -55,42 +50,19 @@ initActions({
 
 // -- parameters ---------------------------------------------------------------------------------
 
-/** All parameters, as they are now, from the next frame on. */
+/** In force from the next frame on. */
 function useParameters() {
-  if (connection) connection.client.parameters = { ...controls.values, prompt: prompt.value };
+  if (connection) connection.client.parameters = parameters.values;
 }
 
-/** Show the parameters of a mode; tries until the server answers. @param {"image" | "video"} [mode] */
+/** @param {"image" | "video"} [mode] */
 async function showParameters(mode) {
-  let settings;
-  try {
-    settings = await getSettings(mode);
-  } catch (error) {
-    console.warn(error);
-    toast.show(() => t("connection.none"), { stay: true });
-    await new Promise((done) => setTimeout(done, ASK_SETTINGS_AGAIN));
-    return showParameters(mode);
-  }
-  toast.clear();
-  const { properties } = settings.input_params;
-  const { title, input_mode: inputMode } = settings.info.properties;
-  figures.limit = settings.max_queue_size;
-  shownMode = mode ?? inputMode.default;
-  const [width, height] = [properties.width?.default ?? 512, properties.height?.default ?? 512];
+  await parameters.show(mode);
+  const { width, height, title, limit } = parameters;
+  figures.limit = limit;
   input.resize(width, height);
   byId("stage").style.setProperty("--ratio", String(width / height));
-  byId("title").textContent = document.title = titleOf(title);
-  controls.describe(Object.values(properties).filter(({ id }) => id !== "prompt"));
-  const wasExample = prompt.isExample;
-  prompt.mode = shownMode;
-  if (!prompt.value || wasExample) prompt.value = properties.prompt?.default || prompt.example;
-  byId("prompt-form").hidden = !("prompt" in properties);
-  return undefined;
-}
-
-/** The title is a text, or a property whose default it is. @param {string | {default: string}} title */
-function titleOf(title) {
-  return typeof title === "string" ? title : title.default;
+  byId("title").textContent = document.title = title;
 }
 
 // -- input --------------------------------------------------------------------------------------
@@ -106,7 +78,7 @@ async function changeSource(kind, file) {
     await changeSource(before.asks ? ANIMATION : before);
     return;
   }
-  if (kind.mode !== shownMode) {
+  if (kind.mode !== parameters.mode) {
     stop();
     await showParameters(kind.mode);
   }
@@ -161,13 +133,13 @@ async function start() {
   if (connection) return;
   wanted = true;
   if (!input.open && !(await openSource())) return;
-  if (shownMode !== input.kind.mode) await showParameters(input.kind.mode);
+  if (parameters.mode !== input.kind.mode) await showParameters(input.kind.mode);
   if (connection) return;
   connection = new Connection({
     options: {
       user,
       mode: input.kind.mode,
-      parameters: { ...controls.values, prompt: prompt.value },
+      parameters: parameters.values,
       capture: () => input.capture(),
     },
     notice,
@@ -206,11 +178,8 @@ function showState(state) {
 byId("start").addEventListener("click", () => (connection ? stop() : start()));
 byId("idle-start").addEventListener("click", start);
 byId("language").addEventListener("click", switchLanguage);
-byId("prompt-form").addEventListener("submit", (event) => event.preventDefault());
-byId("controls").addEventListener("submit", (event) => event.preventDefault());
 
 onLanguage(() => {
-  controls.draw();
   const chinese = document.documentElement.lang !== "en";
   const other = byId("language");
   other.textContent = chinese ? "English" : "中文";
@@ -235,7 +204,7 @@ showQueue();
 byId("stage").classList.add("preview");
 await showParameters();
 showModel();
-const first = shownMode === "video" ? KINDS.at(-1) : await Input.defaultKind();
+const first = parameters.mode === "video" ? KINDS.at(-1) : await Input.defaultKind();
 input.choose(first);
 picker.show(first);
 // A camera is asked for when the user starts; until then the result shows what is to come.
