@@ -7,7 +7,7 @@ from importlib import import_module
 
 import torch
 
-from app.accelerations.base import BaseAcceleration, Shapes
+from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
 from app.accelerations.none import prepare
 from app.models.model import Model
 from app.models.networks import Networks
@@ -28,8 +28,15 @@ class Acceleration(BaseAcceleration):
         return []
 
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
-        """Replace the attention; nothing is compiled."""
+        """Replace the attention; nothing is compiled. diffusers tries it once, on the GPU."""
         prepare(model)
-        model.unet.enable_xformers_memory_efficient_attention()
-        model.vae.enable_xformers_memory_efficient_attention()
+        try:
+            model.unet.enable_xformers_memory_efficient_attention()
+            model.vae.enable_xformers_memory_efficient_attention()
+        except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise AccelerationError(
+                f"model.acceleration 'xformers' cannot work here: {reason}; use none, which has "
+                "PyTorch's own memory-efficient attention"
+            ) from error
         return model.networks()

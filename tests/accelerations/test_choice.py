@@ -1,5 +1,6 @@
 """Which acceleration runs, and what is said where one cannot."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from app import accelerations
 from app.accelerations import choose_acceleration, choose_cuda_graph, load_acceleration
-from app.accelerations.base import AccelerationError, BaseAcceleration
+from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
 from app.accelerations.none import Acceleration as Plain
 from app.accelerations.xformers import Acceleration as Xformers
 from app.config.settings import available_accelerations
+from tests import tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -51,6 +53,12 @@ def test_xformers_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.accelerations.xformers.import_module", fail)
     (problem,) = Xformers.problems(CUDA)
     assert problem.startswith("xformers does not load (No module named 'xformers.ops'); run: pip install")
+
+
+def test_xformers_that_diffusers_cannot_use(tmp_path: Path) -> None:
+    model = deepcopy(tiny.model())
+    with pytest.raises(AccelerationError, match=r"'xformers' cannot work here: .+; use none, which has"):
+        Xformers(tmp_path).networks(model, Shapes(64, 64, (1,), (1,)), lambda words: None)
 
 
 def test_plain_torch_works_everywhere(tmp_path: Path) -> None:
