@@ -43,10 +43,10 @@ class User(asyncio.Protocol):
     """One front end: answers each `send_frame`, at once or at the rate of its camera."""
 
     def __init__(
-        self, host: str, name: str, pictures: list[bytes], record: Record, fps: float | None
+        self, host: str, name: str, pictures: list[bytes], record: Record, fps: float | None, output: str
     ) -> None:
         self._request = (
-            f"GET /api/ws/{name}?output=ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
+            f"GET /api/ws/{name}?output={output} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         ).encode()

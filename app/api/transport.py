@@ -125,6 +125,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().run_asgi()
         self.loop.call_later(self.close_timeout, self.transport.abort)
 
+    def keepalive_timeout(self) -> None:
+        """Give up a client that does not answer. To close politely would wait until it has read the rest,
+        and the client is gone: for minutes its place would stay taken.
+        """
+        super().keepalive_timeout()
+        self.transport.abort()
+
     def handle_text(self, event: Frame) -> None:
         """Take a text message, or the first part of one."""
         self._begin(event)
