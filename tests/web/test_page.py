@@ -274,6 +274,7 @@ def test_accessible_in_both_languages_and_colours(
     assert not studio.violations()
     studio.start()
     assert not studio.violations()
+    expect(studio.page.locator("#language")).to_have_text("中文" if start == "Start" else "English")
     studio.page.click("#language")
     expect(studio.page.locator("#start")).to_have_text("停止" if start == "Start" else "Stop")
     studio.page.reload()

@@ -179,12 +179,16 @@ byId("start").addEventListener("click", () => (connection ? stop() : start()));
 byId("idle-start").addEventListener("click", start);
 byId("language").addEventListener("click", switchLanguage);
 
-onLanguage(() => {
+/** The button names the language that it changes to, in that language. */
+function showOtherLanguage() {
   const chinese = document.documentElement.lang !== "en";
   const other = byId("language");
   other.textContent = chinese ? "English" : "中文";
   other.lang = chinese ? "en" : "zh-Hans";
-});
+}
+
+onLanguage(showOtherLanguage);
+showOtherLanguage();
 
 // -- what goes on by itself ---------------------------------------------------------------------
 
