@@ -161,12 +161,16 @@ async def _change_prompts(load: Load) -> Figures:
     load.plans = plans
     serving = asyncio.create_task(load.run(4, 3.0, settle=0.2))
     await asyncio.sleep(0.5)
-    found = []
-    for number in range(10):
+    found: list[float] = []
+    while not serving.done():
+        number = len(found)
         text = f"another prompt, number {number}"
         plans[0] = replace(plans[0], prompt=text)
         changed_at = time.monotonic()
-        first = await load.first_with(text)
+        try:
+            first = await asyncio.wait_for(load.first_with(text), timeout=3.0)
+        except asyncio.TimeoutError:
+            break  # the streams have ended meanwhile
         found.append(1e3 * (first.finished_at - changed_at))
         await asyncio.sleep(0.1)
     figures = await serving

@@ -31,7 +31,9 @@ LIBRARIES = (
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles, 99th percentile, least and most of some measurements."""
+    """Median, quartiles, 99th percentile, least and most of some measurements; of none only their count."""
+    if not values:
+        return {"count": 0}
     low, median, high, late = np.percentile(np.asarray(values, float), [25, 50, 75, 99])
     figures = {"median": median, "p25": low, "p75": high, "p99": late, "min": min(values), "max": max(values)}
     return {name: round(float(figure), 4) for name, figure in figures.items()} | {"count": len(values)}

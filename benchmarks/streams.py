@@ -64,7 +64,8 @@ class Load:
             if isinstance(event, Done):
                 self.done.append(event)
                 if self._awaited and event.frame.plan.prompt == self._awaited[0]:
-                    self._awaited[1].set_result(event)
+                    if not self._awaited[1].done():  # nobody waits any more
+                        self._awaited[1].set_result(event)
                     self._awaited = None
                 if self.one_at_a_time:
                     self._offer(event.session)
