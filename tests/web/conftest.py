@@ -12,13 +12,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.api.conftest import make_server
 from tests.web.server import ServerProcess
 from tests.web.studio import Studio
 
 __all__ = ["make_server"]
+
+# A browser that draws without a GPU, and a model, may have to share two busy cores.
+expect.set_options(timeout=30_000)
 
 FLAGS = (
     "--no-sandbox",
@@ -37,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "browser" in item.fixturenames:
             item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.timeout(120))
+            item.add_marker(pytest.mark.timeout(300))
 
 
 def chromium() -> str:
@@ -73,6 +76,7 @@ def open_studio(browser: Browser) -> Iterator[OpenStudio]:
         def open_page(address: str, *, camera: bool = True, script: str = "", **options: Any) -> Studio:
             options = {"viewport": {"width": 900, "height": 700}, "locale": "en-US", **options}
             context = browser.new_context(permissions=["camera"] if camera else [], **options)
+            context.set_default_timeout(90_000)
             stack.callback(context.close)
             if script:
                 context.add_init_script(script)
