@@ -78,7 +78,13 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine, planners = build(settings)
+        try:
+            engine, planners = build(settings)
+        except (RuntimeError, TypeError) as error:  # no such device; a pipeline that is none
+            log.critical("%s", error)
+            logging.shutdown()
+            process.end_now(FAILURE)
+            raise
         service = app.state.service = Service(settings, engine, planners)
 
         def fail(reason: str) -> None:

@@ -75,7 +75,8 @@ class Acceleration(BaseAcceleration):
 def _packed(tensor: Tensor) -> Tensor:
     """Pictures channels last, everything else contiguous."""
     if tensor.ndim == 1:
-        return tensor.clone()  # a column of a table counts as contiguous when it has one element
+        # A column of a table counts as contiguous when it has one element, whatever its stride is.
+        return tensor.clone(memory_format=torch.contiguous_format)
     pictures = tensor.ndim == 4 and tensor.shape[1] == 3
     return tensor.contiguous(memory_format=torch.channels_last if pictures else torch.contiguous_format)
 

@@ -36,11 +36,10 @@ class Acceleration(BaseAcceleration):
         """It needs an NVIDIA GPU, ONNX, and one of two libraries that runs on this GPU."""
         if device.type != "cuda":
             return [f"TensorRT needs an NVIDIA GPU, and the device is {device}"]
-        remedy = "run: pip install -r requirements-tensorrt.txt"
         if find_spec("onnx") is None:
-            return [f"onnx is not installed; {remedy}"]
+            return ["onnx is not installed; run: pip install -r requirements-tensorrt.txt"]
         library, problems = provider.find(device)
-        return [] if library is not None else [f"{'; '.join(problems)}; {remedy}"]
+        return [] if library is not None else problems
 
     def networks(self, model: Model, shapes: Shapes, report: Report) -> Networks:
         """Load the engines, building those that are not there."""

@@ -77,7 +77,7 @@ async def settings(request: Request, mode: Mode | None = None) -> SettingsRespon
     """The parameters of the configured pipeline, or of the one for another mode."""
     service = service_of(request)
     pipeline = service.settings.pipeline
-    shown = mode or pipeline.mode
+    shown = mode or service.mode
     return SettingsResponse(
         input_params=input_params(
             service.planners[shown].Params, width=pipeline.width, height=pipeline.height

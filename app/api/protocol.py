@@ -8,6 +8,7 @@ over. It does not know what is inside a picture, nor what a parameter means: the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -86,7 +87,7 @@ class Parameters:
         tag = _tag(message)
         # A null stands for "not set": public pages send one for a range without a default.
         fields = self._planner.Params.model_fields
-        values = {name: message[name] for name in fields if message.get(name) is not None}
+        values = {name: _number(message[name]) for name in fields if message.get(name) is not None}
         if values != self._values or self._plan is None:
             self._plan = self._planner.plan(self._validate(values))
             self._values = values
@@ -105,9 +106,15 @@ class Parameters:
             if isinstance(value, str) and len(value) > self._max_length:
                 raise ValueError(f"{name}: {len(value)} characters; at most {self._max_length} are allowed")
         try:
-            return self._planner.Params.model_validate(values, strict=True)
+            # As JSON, where strictness knows enumerations by their values.
+            return self._planner.Params.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             raise ValueError("; ".join(map(_sentence, error.errors(include_url=False)))) from error
+
+
+def _number(value: Any) -> Any:
+    """JSON has one kind of number, and some clients write every one of them with a fraction: 4.0 is 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Due(Enum):

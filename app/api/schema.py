@@ -21,9 +21,9 @@ _RENAMED = {"minimum": "min", "maximum": "max", "multipleOf": "step", "enum": "v
 def input_params(params: type[BaseModel], *, width: int, height: int) -> dict[str, Any]:
     """The schema of a pipeline's parameters, the frames' size included."""
     schema = params.model_json_schema()
+    definitions = schema.pop("$defs", {})
     properties = {
-        name: {**{_RENAMED.get(key, key): value for key, value in entry.items()}, "id": name}
-        for name, entry in schema["properties"].items()
+        name: {**_resolved(entry, definitions), "id": name} for name, entry in schema["properties"].items()
     }
     for name, size in (("width", width), ("height", height)):
         properties[name] = {
@@ -38,6 +38,15 @@ def input_params(params: type[BaseModel], *, width: int, height: int) -> dict[st
             "disabled": True,
         }
     return {**schema, "title": params.__name__, "properties": properties}
+
+
+def _resolved(entry: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The entry by front ends' names; instead of a reference, as pydantic writes for an enumeration, what it
+    refers to.
+    """
+    definition = definitions.get(entry.get("$ref", "").rpartition("/")[2], {})
+    whole = {**definition, **entry}
+    return {_RENAMED.get(key, key): value for key, value in whole.items() if key != "$ref"}
 
 
 def info(mode: Mode, description: str) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from fastapi import Request, WebSocket
 from app.api.codec import Codec
 from app.api.metrics import Metrics
 from app.api.protocol import Planner
-from app.config.schema import Settings
+from app.config.schema import PipelineSettings, Settings
 from app.core.engine import Engine
 from app.core.messages import Mode
 from app.core.session import Ending, Registry
 from app.utils.signal import Signal
 from app.utils.similarity import SimilarityFilter
+
+DEFAULT_PIPELINE = PipelineSettings().name
 
 
 @dataclass
@@ -32,9 +34,12 @@ class Service:
     codec: Codec = field(init=False)
     changed: Signal = field(init=False, default_factory=Signal)
     closing: bool = field(init=False, default=False)
+    mode: Mode = field(init=False)
+    """Of a connection that names none."""
 
     def __post_init__(self) -> None:
         pipeline, server = self.settings.pipeline, self.settings.server
+        self.mode = _mode(pipeline, self.planners)
         self.registry = Registry(
             self.engine, limit=server.max_queue_size, observe=lambda event: self.metrics.observe(event)
         )
@@ -87,6 +92,14 @@ class Service:
         return SimilarityFilter(
             performance.similar_image_filter_threshold, performance.similar_image_filter_max_skip_frame
         )
+
+
+def _mode(pipeline: PipelineSettings, planners: Mapping[Mode, Planner]) -> Mode:
+    """The configured mode; but who names a pipeline other than the default wants what it makes."""
+    for mode, planner in planners.items():
+        if type(planner).__module__ == f"app.pipelines.{pipeline.name}" and pipeline.name != DEFAULT_PIPELINE:
+            return mode
+    return pipeline.mode
 
 
 def service_of(connection: Request | WebSocket) -> Service:

@@ -108,7 +108,7 @@ async def elsewhere(websocket: WebSocket, path: str) -> None:
 
 
 def _options(service: Service, user: str, query: QueryParams) -> Options:
-    defaults = {"mode": service.settings.pipeline.mode, "quality": service.settings.performance.jpeg_quality}
+    defaults = {"mode": service.mode, "quality": service.settings.performance.jpeg_quality}
     try:
         return Options.model_validate({**defaults, **query, "user": user})
     except ValidationError as error:
@@ -129,9 +129,22 @@ def _check_origin(service: Service, headers: Headers) -> None:
         raise ValueError(f"origin: pages of {origin[:100]} may not use this server")
 
 
+async def _send(websocket: WebSocket, message: str | bytes) -> None:
+    """Send a message. Raises WebSocketDisconnect if the connection is closed or about to be."""
+    try:
+        if isinstance(message, str):
+            await websocket.send_text(message)
+        else:
+            await websocket.send_bytes(message)
+    except RuntimeError as error:
+        # uvicorn's word for a connection that it has begun to close by itself: no answer to its pings, or
+        # bytes that are no WebSocket.
+        raise WebSocketDisconnect(1006) from error
+
+
 async def _say_farewell(websocket: WebSocket, farewell: Farewell) -> None:
     async def say() -> None:
-        await websocket.send_text(status_text(farewell.status, farewell.message))
+        await _send(websocket, status_text(farewell.status, farewell.message))
         # The protocol leaves 123 bytes for the reason.
         await websocket.close(farewell.code, farewell.message.encode()[:123].decode(errors="ignore"))
 
@@ -256,13 +269,13 @@ class Connection:
                 await self._to_say.wait()
                 self._to_say.clear()
                 while self._unsaid:
-                    await self._websocket.send_text(self._unsaid.popleft())
+                    await _send(self._websocket, self._unsaid.popleft())
                 if self._farewell is not None:
                     return
                 if self._credit:
                     self._credit = False
                     self._assembler.asked()
-                    await self._websocket.send_text(SEND_FRAME)
+                    await _send(self._websocket, SEND_FRAME)
         except WebSocketDisconnect:
             return
 
@@ -275,7 +288,7 @@ class Connection:
                 return False
             if not told:
                 told = True
-                await self._websocket.send_text(status_text("wait", "The model is loading"))
+                await _send(self._websocket, status_text("wait", "The model is loading"))
             await service.changed.wait()
         try:
             session = service.registry.connect(self._options.user, self._options.mode, self)
@@ -287,7 +300,7 @@ class Connection:
         )
         self._session = session
         self._watch_idleness()
-        await self._websocket.send_text(status_text("connected"))
+        await _send(self._websocket, status_text("connected"))
         self._ask()
         return True
 
@@ -330,7 +343,7 @@ class Connection:
                 header = pack_header(
                     result, options.format, now=time.monotonic(), dropped=session.counters.dropped
                 )
-                await self._websocket.send_bytes(header + picture)
+                await _send(self._websocket, header + picture)
         except WebSocketDisconnect:
             return
 

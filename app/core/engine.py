@@ -60,7 +60,8 @@ class Engine:
         buckets: the runner's batch sizes, ascending.
         stream_batch: whether one session may keep several frames in flight.
         prompt_cache_size: how many texts' embeddings are kept.
-        watchdog_timeout: seconds after which a tick that does not end counts as a lost device.
+        watchdog_timeout: seconds after which a tick that does not end counts as a lost device; None where
+            a tick may take as long as it likes, as on a CPU.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Engine:
         buckets: tuple[int, ...],
         stream_batch: bool,
         prompt_cache_size: int = 256,
-        watchdog_timeout: float = 30.0,
+        watchdog_timeout: float | None = 30.0,
     ) -> None:
         self._create_runner = create_runner
         self._prompts = PromptCache(prompt_cache_size)
@@ -227,10 +228,17 @@ class Engine:
         log.error("%s (%s)", self.degraded, reason)
 
     def _collect(self, flight: Flight) -> list[Event]:
-        images = flight.launched.collect()
+        finished = [row for row in flight.rows if row.finishes]
+        try:
+            images = flight.launched.collect()
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            log.warning("the pictures of %d rows could not be collected", len(finished), exc_info=error)
+            return [Failed(row.frame, f"{type(error).__name__}: {error}") for row in finished]
         now = time.monotonic()
         events: list[Event] = [Ticked(len(flight.rows), flight.launched.batch, now - flight.started_at)]
-        for row, image in zip((row for row in flight.rows if row.finishes), images, strict=True):
+        for row, image in zip(finished, images, strict=True):
             if image is None:
                 events.append(Failed(row.frame, "the picture came out non-finite"))
             else:
@@ -246,6 +254,9 @@ class Engine:
         while (text := self._next_text()) is not None:
             try:
                 embedding = runner.encode(text)
+            except DeviceLostError as error:
+                self._call(self._fail, str(error))
+                return
             except Exception as error:
                 log.warning("a prompt could not be embedded", exc_info=error)
                 self._fail_text(text, f"the prompt could not be embedded: {error}")
@@ -310,7 +321,7 @@ class Engine:
 
     def _watch(self) -> None:
         """The watchdog: a tick that does not end in time means that the device hangs."""
-        if self.state != "ready":
+        if self.state != "ready" or self._watchdog_timeout is None:
             return
         since = self._busy_since
         if since is not None and time.monotonic() - since > self._watchdog_timeout:

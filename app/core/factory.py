@@ -40,7 +40,8 @@ def create_engine(settings: Settings, pipelines: Mapping[Mode, BasePipeline[Any]
         buckets=buckets,
         stream_batch=device.type == "cuda" if stream_batch is None else stream_batch,
         prompt_cache_size=settings.pipeline.prompt_cache_size,
-        watchdog_timeout=settings.server.watchdog_timeout,
+        # A CPU does not hang, it is slow.
+        watchdog_timeout=settings.server.watchdog_timeout if device.type == "cuda" else None,
     )
 
 
@@ -67,6 +68,8 @@ def create_runner(
     if settings.model.threads is not None:
         torch.set_num_threads(settings.model.threads)
     device = resolve_device(settings.model.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread, for libraries that ask for the current one
     acceleration_name = choose_acceleration(settings.model.acceleration)
     cuda_graph = choose_cuda_graph(settings.model.acceleration, settings.model.use_cuda_graph, device)
     acceleration = load_acceleration(acceleration_name, device, settings.model.engine_dir)

@@ -89,7 +89,8 @@ class Batch:
         with device_errors():
             for places, download in self._downloads:
                 pixels, finite = download.wait()
-                images = pixels.numpy()
+                # A copy: a picture that somebody keeps would keep the whole batch's pinned memory.
+                images = pixels.numpy().copy() if pixels.is_pinned() else pixels.numpy()
                 if self._safety_checker is not None:
                     images[self._safety_checker.unsafe(images)] = 0  # black, as diffusers does
                 for place, image, good in zip(places, images, finite.tolist(), strict=True):
@@ -156,7 +157,7 @@ class DiffusionRunner:
 
     def encode(self, text: str) -> Embedding:
         """The embedding of a prompt."""
-        with device_errors():
+        with device_errors(), self._transfer.aside():
             return Embedding(text, self._model.embed(text)[0])
 
     @torch.inference_mode()

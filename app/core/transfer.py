@@ -6,6 +6,7 @@ Two classes with one face, for CUDA and for a device that is the host itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,11 @@ class Transfer(Protocol):
 
     def mark(self) -> Download:
         """A point in the computation to wait for; carries no tensors."""
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Compute here beside the batches instead of between them, on another thread; what is made must be
+        brought to the host before leaving.
+        """
 
 
 class Present:
@@ -75,6 +81,10 @@ class HostTransfer:
         """Nothing to wait for."""
         return Present([])
 
+    def aside(self) -> AbstractContextManager[object]:
+        """Nothing to do: every thread computes for itself."""
+        return nullcontext()
+
 
 class CudaDownload:
     """Tensors behind an event."""
@@ -100,6 +110,7 @@ class CudaTransfer:
         self._device = device
         self._up = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
+        self._aside = torch.cuda.Stream(device)
 
     def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
         """Stage in pinned memory, copy on the upload stream while the device still computes."""
@@ -135,3 +146,7 @@ class CudaTransfer:
         event = torch.cuda.Event(blocking=True)
         event.record(torch.cuda.current_stream(self._device))
         return CudaDownload(event)
+
+    def aside(self) -> AbstractContextManager[object]:
+        """A stream of its own; entering it also makes its device the thread's current one."""
+        return torch.cuda.stream(self._aside)

@@ -159,6 +159,9 @@ def _decode_with_pillow(data: bytes, header: Header) -> Array:
     plugin = PngImagePlugin.PngImageFile if header.format == "PNG" else WebPImagePlugin.WebPImageFile
     try:
         with plugin(io.BytesIO(data)) as picture:
+            if picture.size != (header.width, header.height):
+                # A second header would else slip past the limit on pixels.
+                raise PictureError(f"the picture is a damaged {header.format} (it states two sizes)")
             if picture.mode == "RGB":
                 return np.array(picture)
             if not picture.has_transparency_data:
@@ -197,9 +200,11 @@ def _jpeg_header(data: bytes) -> Header:
 
 def _png_header(data: bytes) -> Header:
     """Read IHDR, and the chunks before the pixels for acTL, which animates, and eXIf."""
+    if struct.unpack_from(">I4s", data, 8) != (13, b"IHDR"):
+        raise PictureError("the picture is a damaged or truncated PNG (its first chunk is not IHDR)")
     width, height, bits = struct.unpack_from(">IIB", data, 16)
     animated, orientation = False, 1
-    position = 8
+    position = 33
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"IDAT":

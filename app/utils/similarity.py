@@ -45,8 +45,9 @@ class SimilarityFilter:
 
     def skips(self, image: NDArray[np.uint8]) -> bool:
         """Whether to skip this frame. One that is not skipped is what the next ones are compared with."""
-        if self._reference is not None and self._skipped < self._max_skip:
-            alike = similarity(image, self._reference)
+        reference = self._reference  # read once: `reset` may come from another thread meanwhile
+        if reference is not None and self._skipped < self._max_skip:
+            alike = similarity(image, reference)
             if self._random.random() < self._probability(alike):
                 self._skipped += 1
                 return True

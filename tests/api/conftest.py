@@ -44,6 +44,7 @@ class Server:
         settings: Settings,
         runner: FakeRunner,
         create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
+        ping: float = 20.0,
     ) -> None:
         self.runner = runner
         self.image = FakePlanner("image")
@@ -62,6 +63,8 @@ class Server:
             self.app,
             ws=WebSocketProtocol,
             ws_max_size=settings.server.max_message_bytes,
+            ws_ping_interval=ping,
+            ws_ping_timeout=ping,
             log_config=None,
             timeout_graceful_shutdown=1,
         )
@@ -208,12 +211,13 @@ def make_server() -> Iterator[MakeServer]:
         def make(
             runner: FakeRunner | None = None,
             create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
+            ping: float = 20.0,
             **sections: dict[str, Any],
         ) -> Server:
             sections = {"pipeline": {}, "server": {}, **sections}
             sections["pipeline"] = {"width": SIZE, "height": SIZE, **sections["pipeline"]}
             sections["server"] = {"stream_grace": 0.3, **sections["server"]}
-            server = Server(Settings.model_validate(sections), runner or FakeRunner(), create_runner)
+            server = Server(Settings.model_validate(sections), runner or FakeRunner(), create_runner, ping)
             stack.callback(server.join)
             stack.callback(server.stop)
             stack.callback(server.runner.gate.set)

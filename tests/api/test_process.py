@@ -127,3 +127,17 @@ def test_importing_does_nothing() -> None:
         check=True,
     )
     assert run.stdout.strip() == "False"
+
+
+async def test_a_device_that_is_not_there_is_one_sentence() -> None:
+    process = await start(
+        "-m",
+        "app.main",
+        STREAMDIFFUSION_MODEL__DEVICE="cuda:99",
+        STREAMDIFFUSION_SERVER__HOST="127.0.0.1",
+        STREAMDIFFUSION_SERVER__PORT=str(free_port()),
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 1
+    assert b"model.device is cuda:99" in output
+    assert b"Traceback" not in output

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from app.api.protocol import MAX_TEXT, Assembler, Frame, NoPicture, Outcome, Parameters, Refusal
-from app.core.messages import Mode, Tag
-from tests.fakes import FakePlanner
+from app.api.schema import input_params
+from app.core.messages import Mode, Plan, Tag
+from tests.fakes import FakeParams, FakePlanner
 
 NEXT = '{"status": "next_frame"}'
 
@@ -209,3 +212,33 @@ def test_no_order_of_messages_breaks_it(messages: list[str | bytes], mode: Mode)
     machine.asked()
     *_, last = feed(machine, NEXT, "{}", *([b"x"] if mode == "image" else []))
     frame(last)
+
+
+class Style(Enum):
+    INK = "ink"
+    OIL = "oil"
+
+
+class StyledParams(BaseModel):
+    count: int = 1
+    strength: float = 0.5
+    style: Style = Style.INK
+
+
+class StyledPlanner(FakePlanner):
+    def plan(self, params: Any) -> Plan:
+        return super().plan(FakeParams(prompt=f"{params.count} {params.strength} {params.style.value}"))
+
+
+def test_whole_numbers_may_have_a_fraction_and_choices_are_known_by_value() -> None:
+    machine = assembler("video", StyledPlanner("video", StyledParams))
+    _, second = feed(machine, NEXT, '{"count": 4.0, "strength": 1, "style": "oil"}')
+    assert frame(second).plan.prompt == "4 1.0 oil"
+    for wrong in ('{"count": 4.5}', '{"count": "4"}', '{"style": "chalk"}'):
+        assert refusal(feed(assembler("video", StyledPlanner("video", StyledParams)), NEXT, wrong)[1])
+
+
+def test_choices_are_drawn_as_a_select() -> None:
+    style = input_params(StyledParams, width=64, height=64)["properties"]["style"]
+    assert (style["values"], style["default"], style["id"]) == (["ink", "oil"], "ink", "style")
+    assert "$ref" not in style

@@ -372,3 +372,33 @@ async def test_a_flood_of_tiny_messages_holds_up_nobody(server: Server) -> None:
         assert server.session("bad").counters.errors < 20_000, "it was not over before the others had a turn"
         await until(lambda: server.session("bad").counters.errors == 20_000, within=30)
         reading.cancel()
+
+
+async def test_bytes_that_are_no_websocket_end_that_connection_only(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server.client("bad", "?output=ws&mode=video") as bad, server.client("good") as good:
+        await bad.begin()
+        await good.begin()
+        for _ in range(20):
+            await bad.send(None)
+        bad.socket.transport.write(b"\xff" * 100)
+        await until(lambda: server.service.registry.find("bad") is None)
+        await good.send(picture())
+        await good.expect("send_frame")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_client_that_does_not_answer_pings_loses_its_place(make_server: MakeServer) -> None:
+    """Its network is gone: it neither reads nor says goodbye."""
+    server = make_server(
+        FakeRunner(size=(512, 512)), ping=0.3, pipeline={"width": 512, "height": 512, "mode": "video"}
+    )
+    async with server.client(query="?output=ws&quality=100", ping_interval=None) as client:
+        await client.begin()
+        client.socket.transport.pause_reading()
+        for seed in range(100):
+            await client.send(None, seed=seed)
+            await asyncio.sleep(0.002)
+        await until(lambda: server.service.registry.find("ann") is None)
+        client.socket.transport.abort()

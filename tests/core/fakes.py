@@ -85,15 +85,17 @@ class PlayedBatch:
         self._runner.note("collect", self._rows)
         self._runner.decoding()
         self._runner.fail_at("collect")
+        if any(row.frame.plan.prompt == "torn" for row in self._rows):
+            raise RuntimeError("the pictures are torn")
         return [self._runner.paint(row) for row in self._rows if row.finishes]
 
 
 class PlayedRunner:
     """Paints one grey, the frame's number.
 
-    The prompts "crash", "lost", "nan" and "bad prompt" do what they say. ``memory`` is the most rows a batch
-    may have; ``faults`` are raised by the next launches, in their order; ``lost_at`` is where the device
-    gets lost: "wait" or "collect".
+    The prompts "crash", "lost", "nan", "torn" and "bad prompt" do what they say. ``memory`` is the most rows
+    a batch may have; ``faults`` are raised by the next launches, in their order; ``lost_at`` is where the
+    device gets lost: "encode", "wait" or "collect".
     """
 
     description: dict[str, str | int | bool] = {"model": "played"}  # noqa: RUF012 - as the protocol has it
@@ -124,6 +126,7 @@ class PlayedRunner:
         self.encoded.append(text)
         if text.startswith("slow"):
             self.encoding()
+        self.fail_at("encode")
         if text == "bad prompt":
             raise ValueError("no such words")
         return f"embedding of {text}"

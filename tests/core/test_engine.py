@@ -439,6 +439,34 @@ async def test_a_non_finite_picture_fails_alone() -> None:
         assert sorted(it.users(Done)[1:]) == ["a", "c"]
 
 
+async def test_pictures_that_cannot_be_collected_fail_and_the_engine_goes_on() -> None:
+    async with running() as it:
+        it.submit(frame("a", prompt="torn"))
+        await it.ended(1)
+        assert it.of(Failed)[0].reason == "RuntimeError: the pictures are torn"
+        it.submit(frame("b"))
+        await it.ended(2)
+        assert it.users(Done) == ["b"]
+
+
+async def test_a_device_lost_while_a_prompt_is_embedded_ends_the_engine() -> None:
+    async with running(PlayedRunner(lost_at="encode")) as it:
+        it.submit(frame("a"))
+        await it.until(lambda: bool(it.failures))
+        assert it.engine.failure == "the device fell off the bus"
+
+
+async def test_without_a_watchdog_a_tick_may_take_long() -> None:
+    async with running(watchdog_timeout=None) as it:
+        it.runner.forward.close()
+        it.submit(frame("a"))
+        await reached(it.runner.forward.reached)
+        it.engine._watch()
+        assert it.engine.state == "ready"
+        it.runner.forward.open()
+        await it.ended(1)
+
+
 @pytest.mark.parametrize("place", ["launch", "wait", "collect"])
 async def test_a_lost_device_ends_the_engine(place: str) -> None:
     async with running(PlayedRunner(lost_at=place)) as it:

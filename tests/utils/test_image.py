@@ -47,6 +47,14 @@ def huge_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
 
 
+def disguised_png(first: bytes) -> bytes:
+    """A large picture behind a chunk that states a small size."""
+    small = first + struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + small + struct.pack(">I", zlib.crc32(small))
+    whole = saved(np.zeros((2000, 2000, 3), np.uint8), "PNG")
+    return whole[:8] + chunk + whole[8:]
+
+
 def huge_jpeg(side: int) -> bytes:
     frame = struct.pack(">BHHB", 8, side, side, 3) + bytes(9)
     return b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame
@@ -142,6 +150,8 @@ def test_a_picture_that_fits_is_not_copied() -> None:
         (saved(scene(1, 1), "JPEG"), "too small: 1×1"),
         (saved(scene(1, 1), "WEBP"), "too small: 1×1"),
         (huge_png(20_000), "too large: 20000×20000"),
+        (disguised_png(b"IHDR"), "states two sizes"),
+        (disguised_png(b"tEXt"), "first chunk is not IHDR"),
         (huge_jpeg(20_000), "too large: 20000×20000"),
         (huge_webp(16_384), "too large: 16384×16384"),
         (

@@ -35,9 +35,7 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise AccelerationError(f"TensorRT does not take the engine: {self._logger.last}")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise AccelerationError(f"TensorRT has no memory for the engine: {self._logger.last}")
+        self._contexts: dict[tuple[tuple[int, ...], ...], Any] = {}
         kinds = {
             trt.DataType.FLOAT: torch.float32,
             trt.DataType.HALF: torch.float16,
@@ -47,15 +45,33 @@ class Engine:
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """Tensors of any batch size that the engine was built for → a new tensor."""
-        for name, tensor in zip(self._inputs, tensors, strict=True):
-            # What is freed when this returns is reused on the same stream, after the engine ran.
-            tensor = tensor.to(self._dtypes[name]).contiguous()
-            if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                raise RuntimeError(f"the engine was not built for {name} of shape {tuple(tensor.shape)}")
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        shape = tuple(self._context.get_tensor_shape("output"))
+        # Kept until the engine is launched: what is freed earlier, the output below could be given.
+        given = [
+            tensor.to(self._dtypes[name]).contiguous()
+            for name, tensor in zip(self._inputs, tensors, strict=True)
+        ]
+        context = self._context(tuple(tuple(tensor.shape) for tensor in given))
+        for name, tensor in zip(self._inputs, given, strict=True):
+            context.set_tensor_address(name, tensor.data_ptr())
+        shape = tuple(context.get_tensor_shape("output"))
         output = torch.empty(shape, dtype=self._dtypes["output"], device=self._device)
-        self._context.set_tensor_address("output", output.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+        context.set_tensor_address("output", output.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise RuntimeError(f"TensorRT could not run: {self._logger.last}")
         return output
+
+    def _context(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """The context for inputs of these shapes. Each set of shapes has its own, since a CUDA graph holds
+        on to the context that it was captured with.
+        """
+        context = self._contexts.get(shapes)
+        if context is not None:
+            return context
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise RuntimeError(f"TensorRT has no memory for another batch size: {self._logger.last}")
+        for name, shape in zip(self._inputs, shapes, strict=True):
+            if not context.set_input_shape(name, shape):
+                raise RuntimeError(f"the engine was not built for {name} of shape {shape}")
+        self._contexts[shapes] = context
+        return context

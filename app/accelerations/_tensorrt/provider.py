@@ -20,6 +20,7 @@ class Provider:
     module: str
     runs_on: Callable[[Capability], bool]
     which: str
+    remedy: str
 
     def load(self) -> Any:
         """The module. Raises ImportError or OSError."""
@@ -28,11 +29,17 @@ class Provider:
 
 # The support matrix of TensorRT 10 and 11; that of TensorRT for RTX 1.x.
 PROVIDERS = (
-    Provider("tensorrt", lambda capability: capability >= (7, 5), "GPUs of compute capability 7.5 and newer"),
+    Provider(
+        "tensorrt",
+        lambda capability: capability >= (7, 5),
+        "GPUs of compute capability 7.5 and newer",
+        "pip install tensorrt",
+    ),
     Provider(
         "tensorrt_rtx",
         lambda capability: capability in {(7, 5), (8, 6), (8, 9)} or capability >= (12, 0),
         "RTX cards: compute capability 7.5, 8.6, 8.9 and 12.x",
+        "pip install -r requirements-tensorrt.txt",
     ),
 )
 
@@ -49,5 +56,5 @@ def find(device: torch.device) -> tuple[Any, list[str]]:
         try:
             return provider.load(), problems
         except (ImportError, OSError) as error:
-            problems.append(f"{provider.module} does not load ({error})")
+            problems.append(f"{provider.module} does not load ({error}); run: {provider.remedy}")
     return None, problems
