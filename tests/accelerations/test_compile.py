@@ -44,6 +44,12 @@ def test_on_a_gpu_it_needs_triton_and_a_recent_gpu(monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_column_of_a_table_looks_like_any_vector_to_the_compiler(batch: int) -> None:
+    column = torch.zeros(batch, 9)[:, 3]
+    assert compiled._packed(column).stride() == (1,)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("default")  # the compiler uses what PyTorch itself has deprecated
