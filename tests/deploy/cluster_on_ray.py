@@ -47,7 +47,7 @@ def main(port: int) -> None:
     running = 0
     while signal.sigtimedwait({signal.SIGTERM}, 0.2) is None:
         states = serve.status().applications["default"].deployments["streamdiffusion"].replica_states
-        now = sum(count for state, count in states.items() if state.value == "RUNNING")
+        now = sum(count for state, count in states.items() if str(state).endswith("RUNNING"))
         if now != running:
             running = now
             sys.stdout.write(f"{running} replicas run\n")

@@ -1,6 +1,7 @@
 """Three servers behind HAProxy as it is configured in deploy/haproxy, and twelve users.
 
-Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`).
+Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`), and two
+cores that nothing else takes: a second counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 
@@ -47,8 +49,9 @@ class Cluster:
     def drain(self, name: str) -> None:
         assert not self.proxy.command(f"set server servers/{name} state drain").strip()
 
-    def users(self, count: int = 12) -> list[User]:
-        return [User(self.proxy.url) for _ in range(count)]
+    def users(self, what: str) -> list[User]:
+        """Twelve users whose ids, and so their servers, are the same in every run."""
+        return [User(self.proxy.url, name=str(uuid5(NAMESPACE_OID, f"{what} {n}"))) for n in range(12)]
 
     def end(self) -> None:
         for process in (self.proxy, *self.servers.values()):
@@ -86,7 +89,7 @@ def home(user: User) -> str:
 
 
 async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -> None:
-    users = cluster.users()
+    users = cluster.users("affinity")
     async with connected(*users):
         await asyncio.sleep(2)
         homes = [home(user) for user in users]
@@ -97,7 +100,7 @@ async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -
 
 
 async def test_only_the_users_of_a_killed_server_notice(cluster: Cluster) -> None:
-    users = cluster.users()
+    users = cluster.users("kill")
     async with connected(*users):
         await asyncio.sleep(1)
         killed = home(users[0])
@@ -122,14 +125,14 @@ async def test_only_the_users_of_a_killed_server_notice(cluster: Cluster) -> Non
 
 
 async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
-    users = cluster.users()
+    users = cluster.users("join")
     async with connected(*users):
         before = [home(user) for user in users]
         await asyncio.to_thread(cluster.start, LATER)
         # Another tab, or a player: one more viewer of a user who is long connected.
         for user, name in zip(users, before, strict=True):
             assert await another_stream(user) == name
-        newcomers = cluster.users()
+        newcomers = cluster.users("newcomers at a join")
         async with connected(*newcomers):
             assert LATER in {home(user) for user in newcomers}
         undisturbed(newcomers)
@@ -138,12 +141,12 @@ async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
 
 
 async def test_drain_disturbs_nobody(cluster: Cluster) -> None:
-    users = cluster.users()
+    users = cluster.users("drain")
     async with connected(*users):
         drained = home(users[0])
         cluster.drain(drained)
         await until(lambda: cluster.proxy.state(drained) == "DRAIN", "drain")
-        newcomers = cluster.users()
+        newcomers = cluster.users("newcomers at a drain")
         async with connected(*newcomers):
             await asyncio.sleep(1)
             assert drained not in {home(user) for user in newcomers}
@@ -153,7 +156,7 @@ async def test_drain_disturbs_nobody(cluster: Cluster) -> None:
 
 
 async def test_rolling_update_as_documented(cluster: Cluster) -> None:
-    users = cluster.users()
+    users = cluster.users("update")
     async with connected(*users):
         for name in NAMES:
             cluster.drain(name)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytestmark = [
     pytest.mark.cluster,
@@ -104,3 +107,15 @@ async def test_only_so_many_users_are_remembered(sticky: Any, monkeypatch: pytes
     for name in ("a", "b", "a", "c"):
         await choice(sticky, f"/api/ws/{name}", ONE)
     assert set(sticky._homes) == {"a", "c"}
+
+
+def test_configuration_for_a_cluster_is_one_that_ray_takes() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    path = Path(__file__).resolve().parents[2] / "deploy/ray/serve.yaml"
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    (application,) = schema.applications
+    module, _, name = application.import_path.partition(":")
+    deployment = getattr(import_module(module), name)._bound_deployment
+    assert [deployment.name] == application.deployment_names
+    assert deployment.ray_actor_options["num_gpus"] == 1

@@ -48,7 +48,7 @@ class User:
     """
 
     url: str
-    frames_per_second: float = 8.0
+    frames_per_second: float = 4.0
     jpeg: bytes = field(default_factory=picture)
     name: str = field(default_factory=lambda: str(uuid4()))
     servers: list[tuple[str | None, str | None]] = field(default_factory=list)
