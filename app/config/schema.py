@@ -124,11 +124,14 @@ class ModelSettings(Section):
     )
     acceleration: AccelerationName = Field(
         default="xformers",
-        description="A file of `app/accelerations`: `xformers`, `tensorrt`, `compile` or `none`; `auto` "
-        "takes what this machine can use.",
+        description="A file of `app/accelerations`: `xformers`, `tensorrt`, `compile`, `fused` or `none`; "
+        "`auto` is `none`, with CUDA graphs on a GPU. docs/performance.md compares them.",
     )
     engine_dir: Path = Field(default=Path("engines"), description="Folder that caches TensorRT engines.")
-    use_cuda_graph: bool = Field(default=False, description="Replay the UNet's kernels as CUDA graphs.")
+    use_cuda_graph: bool = Field(
+        default=False,
+        description="Replay encoding, the UNet's step and decoding as CUDA graphs, one per batch size.",
+    )
     device: Device = Field(
         default="auto",
         description="`auto` (CUDA where there is a GPU), `cpu`, `cuda` or `cuda:N`.",
@@ -277,7 +280,7 @@ class ServerSettings(Section):
     watchdog_timeout: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds one engine tick may take before the process gives up for its supervisor.",
+        description="Seconds one engine tick on a GPU may take before the process gives up for its supervisor.",
     )
 
 
