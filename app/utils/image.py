@@ -28,6 +28,10 @@ PictureFormat = Literal["jpeg", "webp"]
 MIN_SIDE = 8
 """The fewest pixels of a side: what one latent pixel of Stable Diffusion stands for."""
 
+MAX_SEGMENTS = 500
+"""The most parts of a file that are looked at for its header. A camera writes about twenty; millions of empty
+ones, which fit into a message, would keep a thread busy for seconds."""
+
 _ORIENTATION = 0x0112
 _SHORT = 3
 _EXIF = b"Exif\0\0"
@@ -177,7 +181,7 @@ def _jpeg_header(data: bytes) -> Header:
     """Walk the segments up to the frame header (ITU T.81, B.1.1 and B.2.2)."""
     orientation = 1
     position = 2
-    while True:
+    for _ in range(MAX_SEGMENTS):
         if data[position] != 0xFF:
             raise PictureError("the picture is a damaged or truncated JPEG (no marker where one is due)")
         marker = data[position + 1]
@@ -196,6 +200,7 @@ def _jpeg_header(data: bytes) -> Header:
         if marker == 0xE1 and data.startswith(_EXIF, position + 4):
             orientation = _exif_orientation(data[position + 10 : position + 2 + length])
         position += 2 + length
+    raise PictureError(f"the picture is a damaged JPEG (no frame header in {MAX_SEGMENTS} segments)")
 
 
 def _png_header(data: bytes) -> Header:
@@ -205,7 +210,9 @@ def _png_header(data: bytes) -> Header:
     width, height, bits = struct.unpack_from(">IIB", data, 16)
     animated, orientation = False, 1
     position = 33
-    while position + 8 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + 8 > len(data):
+            break
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"IDAT":
             break
@@ -214,6 +221,8 @@ def _png_header(data: bytes) -> Header:
         elif kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : position + 8 + length])
         position += 12 + length
+    else:
+        raise PictureError(f"the picture is a damaged PNG (no pixels in {MAX_SEGMENTS} chunks)")
     return Header("PNG", width, height, bits=bits, animated=animated, orientation=orientation)
 
 
@@ -237,7 +246,9 @@ def _webp_header(data: bytes) -> Header:
 
 def _webp_orientation(data: bytes) -> int:
     position = 12
-    while position + 8 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + 8 > len(data):
+            break
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"EXIF":
             return _exif_orientation(data[position + 8 : position + 8 + length].removeprefix(_EXIF))

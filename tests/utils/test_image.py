@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -171,6 +172,21 @@ def test_a_picture_that_fits_is_not_copied() -> None:
 def test_what_cannot_be_taken_is_refused_with_words(data: bytes, words: str) -> None:
     with pytest.raises(PictureError, match=words):
         take(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xd8" + b"\xff\xe0\0\2" * 1_000_000, "no frame header in 500 segments"),
+        (b"\xff\xd8" + b"\xff" * 4_000_000, "no frame header in 500 segments"),
+        (huge_png(64) + (b"\0\0\0\0tEXt" + bytes(4)) * 300_000, "no pixels in 500 chunks"),
+    ],
+)
+def test_millions_of_empty_parts_cost_nothing(data: bytes, words: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(PictureError, match=words):
+        take(data)
+    assert time.thread_time() - began < 0.05
 
 
 def test_upright_exif_is_fine() -> None:
