@@ -1,7 +1,7 @@
 """Three servers behind HAProxy as it is configured in deploy/haproxy, and twelve users.
 
-Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`), and two
-cores that nothing else takes: a second counts.
+Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`), and
+two cores that nothing else takes: a second counts.
 """
 
 from __future__ import annotations
