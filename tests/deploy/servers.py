@@ -88,7 +88,7 @@ class Process:
         deadline = time.monotonic() + within
         while get(port, path)[0] != 200:
             if self.child.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"not ready; its log:\n{self.log.read_text()}")
+                raise RuntimeError(f"not ready, status {self.child.poll()}; its log:\n{self.log.read_text()}")
             time.sleep(0.1)
 
 
