@@ -308,7 +308,7 @@ class Engine:
         if self._ready.done():
             return  # start() was cancelled
         if error is None:
-            self.state = "stopped" if self._stopping else "ready"
+            self.state = self.progress = "stopped" if self._stopping else "ready"
             self._ready.set_result(None)
         else:
             self.state, self.failure = "failed", str(error)
