@@ -49,55 +49,46 @@ def _outline(x: Tensor, sigma: float = 1.3, gain: float = 24.0) -> Tensor:
 
 
 def pencil(x: Tensor) -> Tensor:
-    light = luma(blur(x, 0.8))
-    line = smoothstep(0.42, 0.96, _dodge(light, 5.0))
-    xs, ys = grid(x)
-    stroke = 0.5 + 0.5 * torch.cos((xs + ys) * (2 * torch.pi / 8))
-    shade = smoothstep(0.6, 0.1, blur(light, 2.0)) * (0.14 + 0.34 * stroke)
-    tone = (line * 0.82 + 0.18 * smoothstep(0.0, 0.7, light)) - shade
-    return tone.clamp(0.08, 1) * colour((0.99, 0.98, 0.95), x)
+    light = luma(blur(x, 1.0))
+    line = edges(x, 1.3, 15.0)
+    shade = 0.22 * smoothstep(0.65, 0.1, blur(light, 3.0))
+    tone = (1 - 0.85 * line) * (1 - shade)
+    return tone.clamp(0.06, 1) * colour((0.99, 0.98, 0.95), x)
 
 
 def charcoal(x: Tensor) -> Tensor:
-    light = luma(kuwahara(x, 4))
-    tone = smoothstep(0.12, 0.82, light) * 0.75 + 0.18
-    line = edges(x, 1.8, 16.0)
-    return (tone * (1 - 0.75 * line)).clamp(0.04, 0.95) * colour((1.0, 0.99, 0.97), x)
+    light = luma(blur(x, 1.5))
+    tone = smoothstep(0.1, 0.8, light) * 0.72 + 0.24
+    return (tone * (1 - 0.85 * edges(x, 1.8, 16.0))).clamp(0.04, 0.95) * colour((1.0, 0.99, 0.97), x)
 
 
 def oil(x: Tensor) -> Tensor:
-    y = kuwahara(kuwahara(x, 4, 10.0), 3, 10.0)
-    y = contrast(saturate(y, 1.45), 1.12)
-    gx, gy = gradient(luma(y))
-    relief = torch.tanh(3.5 * (gx + gy))
-    return (y + 0.22 * relief).clamp(0, 1)
+    y = contrast(saturate(blur(x, 1.6), 1.75), 1.15)
+    gx, gy = gradient(blur(luma(x), 1.2))
+    return (y + 0.3 * torch.tanh(7.5 * (gx + gy))).clamp(0, 1)
 
 
 def watercolor(x: Tensor) -> Tensor:
-    y = saturate(kuwahara(blur(x, 0.8), 4, 8.0), 1.35)
-    pigment = edges(y, 1.6, 9.0)
-    y = 1 - (1 - y) * 0.78
-    y = lerp(y, torch.ones_like(y), 0.75 * smoothstep(0.62, 0.95, luma(y)))
-    return (y * (1 - 0.38 * pigment * (1.2 - luma(y)))).clamp(0, 1)
+    y = saturate(blur(x, 2.2), 1.6)
+    y = 1 - (1 - y) * 0.62
+    y = lerp(y, torch.ones_like(y), 0.8 * smoothstep(0.72, 0.97, luma(y)))
+    return (y * (1 - 0.42 * edges(x, 1.8, 13.0))).clamp(0, 1)
 
 
 def cartoon(x: Tensor) -> Tensor:
-    y = saturate(kuwahara(x, 4, 10.0), 1.55)
-    light = luma(y)
-    y = y * (levels(light, 5) * 0.95 + 0.06) / (light + 0.06)
-    return (y.clamp(0, 1) * (1 - 0.92 * _outline(kuwahara(x, 2)))).clamp(0, 1)
+    y = contrast(saturate(blur(x, 1.5), 1.8), 1.1)
+    y = 1 - (1 - y) * 0.88
+    return (y * (1 - 0.92 * edges(x, 1.5, 15.0))).clamp(0, 1)
 
 
 def comic(x: Tensor) -> Tensor:
-    y = kuwahara(x, 3, 10.0)
-    light = luma(y)
-    flat = saturate(levels(contrast(y, 1.35), 3), 1.5)
-    flat = lerp(flat, torch.ones_like(flat), 0.18)
+    light = luma(blur(x, 2.0))
+    flat = contrast(saturate(blur(x, 1.5), 1.8), 1.4)
     xs, ys = grid(x)
     dot = 0.5 + 0.25 * (torch.cos(xs * (2 * torch.pi / 8)) + torch.cos(ys * (2 * torch.pi / 8)))
-    ink = smoothstep(0.35, 0.65, dot + (0.42 - light) * 1.4) * smoothstep(0.72, 0.5, light)
-    y = flat * (1 - 0.62 * ink)
-    return (y * (1 - _outline(x, 1.5, 34.0))).clamp(0, 1)
+    ink = smoothstep(-0.18, 0.18, dot - contrast(light, 1.1) - 0.12)
+    y = flat * (1 - 0.6 * ink)
+    return (y * (1 - 0.95 * edges(x, 1.5, 17.0))).clamp(0, 1)
 
 
 def halftone(x: Tensor) -> Tensor:
@@ -109,11 +100,10 @@ def halftone(x: Tensor) -> Tensor:
 
 
 def mosaic(x: Tensor) -> Tensor:
-    y, border = cell_colours(saturate(x, 1.5), 3, 2.5)
-    grout = smoothstep(2.6, 0.8, border)
-    return lerp(
-        y * (0.9 + 0.12 * smoothstep(2, 6, border)), colour((0.93, 0.9, 0.82), x), grout * 0.85
-    ).clamp(0, 1)
+    y, border = cell_colours(contrast(saturate(x, 1.6), 1.1), 2, 3.0)
+    grout = smoothstep(3.6, 1.2, border)
+    y = y * (0.88 + 0.14 * smoothstep(2, 8, border))
+    return lerp(y, colour((0.95, 0.92, 0.84), x), grout * 0.9).clamp(0, 1)
 
 
 def stained_glass(x: Tensor) -> Tensor:
@@ -124,8 +114,7 @@ def stained_glass(x: Tensor) -> Tensor:
 
 
 def pixel_art(x: Tensor) -> Tensor:
-    y = blocks(contrast(saturate(x, 1.5), 1.15), 8)
-    return levels(y, 5, 0.3)
+    return blocks(contrast(saturate(x, 1.5), 1.15), 16)
 
 
 def bricks(x: Tensor) -> Tensor:
