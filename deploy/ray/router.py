@@ -13,7 +13,7 @@ REMEMBERED = 100_000
 """Users whose replica is remembered; the least recently connected is forgotten first."""
 
 
-class StickyRouter(RequestRouter):
+class StickyRouter(RequestRouter):  # type: ignore[misc, unused-ignore] # Any where Ray is not installed
     """Routes by the user's id in the path, `/api/<ws or stream>/<user>`.
 
     A new user's replicas are ordered by a hash of user and replica (rendezvous hashing), which every proxy of

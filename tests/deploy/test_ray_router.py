@@ -45,7 +45,7 @@ def request(path: str) -> Any:
     metadata = RequestMetadata("1", "1", _request_protocol=RequestProtocol.HTTP)
     message = pickle.dumps(StreamingHTTPRequest({"type": "http", "path": path}, proxy_actor_name="proxy"))
     # Its future belongs to a loop, and is of no interest here.
-    return PendingRequest([message], {}, metadata, future=None)  # type: ignore[arg-type]
+    return PendingRequest([message], {}, metadata, future=None)  # type: ignore[arg-type, unused-ignore]
 
 
 def new_router() -> Any:
