@@ -80,12 +80,41 @@ def on_cpu(found: Figures) -> str:
     )
 
 
+def serving(found: Figures) -> str:
+    """The serving layer alone: what a frame costs the server, beside decoding and encoding it."""
+    rows = (
+        [
+            f"{figures['picture']}, {figures['results_by']}",
+            figures["users"],
+            figures["frames_per_second"],
+            *((figures["age_ms"]["p50"], figures["age_ms"]["p99"]) if "age_ms" in figures else ("", "")),
+            figures["cpu_ms_per_frame"],
+            figures["codec_ms_per_frame"],
+            figures["ratio"],
+            figures["queue_ms"]["p95"],
+        ]
+        for figures in found["pass_through"]
+    )
+    heads = (
+        "users",
+        "frames/s",
+        "age p50, ms",
+        "age p99, ms",
+        "CPU ms",
+        "codec ms",
+        "ratio",
+        "queue p95, ms",
+    )
+    return table(["picture, results by", *heads], rows)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
     "kernels": ("h200-lab", kernels),
     "attention": ("h200-lab", attention),
     "one stream": ("gpu", one_stream),
     "many streams": ("gpu", many_streams),
     "cpu": ("cpu", on_cpu),
+    "serving": ("serving-cpu", serving),
 }
 
 
