@@ -31,8 +31,9 @@ class SessionKey(NamedTuple):
 class Plan:
     """How one frame is made; a pure function of its parameters, pinned when the frame is admitted.
 
-    ``timesteps`` are training time steps, descending, one per denoising step. ``negative_prompt`` is
-    None where no guidance needs it. ``guidance_scale`` is the effective one, 1 meaning none.
+    ``timesteps`` are training time steps, descending, one per denoising step. ``guidance_scale`` is what
+    the client asked for, 1 meaning none, in which case ``negative_prompt`` is None; what the scale means
+    to the model is the runner's business (`app.core.denoise.effective_guidance`).
     """
 
     mode: Mode
