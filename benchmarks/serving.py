@@ -69,6 +69,10 @@ class Batch:
         """The bucket."""
         return next(size for size in BUCKETS if size >= len(self.rows))
 
+    def wait_turn(self) -> None:
+        """When it is done."""
+        self.wait_forward()
+
     def wait_forward(self) -> None:
         """Sleep as long as a device would work."""
         if (remaining := self.done_at - time.monotonic()) > 0:

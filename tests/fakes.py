@@ -100,6 +100,9 @@ class FakeBatch:
     def batch(self) -> int:
         return next(size for size in BUCKETS if size >= len(self.rows))
 
+    def wait_turn(self) -> None:
+        self.wait_forward()
+
     def wait_forward(self) -> None:
         assert self.runner.gate.wait(30), "nobody opened the gate"
         remaining = self.began + self.runner.tick - time.monotonic()

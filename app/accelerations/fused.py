@@ -63,53 +63,64 @@ def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
     resnets = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D"]
     transformers = [m for m in unet.modules() if type(m).__name__ == "Transformer2DModel"]
     blocks = [block for transformer in transformers for block in transformer.transformer_blocks]
-    _check(unet, resnets, blocks)
+    _check(unet, resnets, blocks, len(transformers))
     places, start = {}, 0
     for resnet in resnets:
         places[resnet] = slice(start, start := start + resnet.conv1.out_channels)
     unet.time_embedding = modules.TimeEmbedding(unet.time_embedding, resnets)
     spans, start = {}, 0
-    for block in blocks:
-        spans[block] = slice(start, start := start + 2 * block.attn2.to_k.out_features)
+    for transformer, block in zip(transformers, blocks, strict=True):
+        spans[transformer] = slice(start, start := start + 2 * block.attn2.to_k.out_features)
     weights = [weight for block in blocks for weight in (block.attn2.to_k.weight, block.attn2.to_v.weight)]
     prompts = torch.cat(weights).detach()
     for resnet, place in places.items():
         _replace(unet, resnet, modules.Resnet(resnet, place))
-    for transformer in transformers:
-        mine = [spans[block] for block in transformer.transformer_blocks]
-        _replace(unet, transformer, modules.Transformer(transformer, mine))
+    for transformer, span in spans.items():
+        _replace(unet, transformer, modules.Transformer(transformer, span))
+    for module in list(unet.modules()):
+        if type(module).__name__ == "Upsample2D":
+            _replace(unet, module, modules.Upsample(module.conv))
+        elif type(module).__name__ == "Downsample2D":
+            module.conv = modules.convolution(module.conv)
+    unet.conv_in, unet.conv_out = modules.convolution(unet.conv_in), modules.convolution(unet.conv_out)
     unet.conv_norm_out, unet.conv_act = modules.Norm(unet.conv_norm_out, silu=True), nn.Identity()
     return lambda embeddings: torch.nn.functional.linear(embeddings, prompts)
 
 
 def fuse_vae(vae: Any, modules: Any) -> None:
-    """Replace the blocks of a tiny VAE with ReLU, and the residual blocks of a full one."""
+    """Replace what a tiny VAE with ReLU is made of, and the residual blocks of a full one."""
     for module in list(vae.modules()):
         name = type(module).__name__
         if name == "AutoencoderTinyBlock" and isinstance(module.conv[1], nn.ReLU):
             _replace(vae, module, modules.TinyBlock(module))
         elif name == "ResnetBlock2D":
             _replace(vae, module, modules.Resnet(module, None))
+        elif name in ("EncoderTiny", "DecoderTiny"):
+            for place, layer in enumerate(module.layers):
+                if isinstance(layer, nn.Conv2d):
+                    module.layers[place] = modules.convolution(layer)
+                elif isinstance(layer, nn.Upsample) and (layer.scale_factor, layer.mode) == (2, "nearest"):
+                    module.layers[place] = modules.Upsample(None)
 
 
-def _check(unet: Any, resnets: list[Any], blocks: list[Any]) -> None:
+def _check(unet: Any, resnets: list[Any], blocks: list[Any], transformers: int) -> None:
     plain = all(
         resnet.time_embedding_norm == "default"
         and resnet.output_scale_factor == 1.0
         and resnet.upsample is None
         and resnet.downsample is None
-        and resnet.norm1.num_groups & (resnet.norm1.num_groups - 1) == 0
         and isinstance(resnet.nonlinearity, nn.SiLU)
         for resnet in resnets
     ) and all(
         block.attn2 is not None
+        and block.attn2.to_q.bias is None
         and block.attn1.to_q.bias is None
         and block.attn2.to_k.bias is None
         and type(block.ff.net[0]).__name__ == "GEGLU"
         and isinstance(block.norm1, nn.LayerNorm)
         for block in blocks
     )
-    if not plain or not blocks or not isinstance(unet.conv_act, nn.SiLU):
+    if not plain or not 0 < len(blocks) == transformers or not isinstance(unet.conv_act, nn.SiLU):
         raise AccelerationError(
             "the acceleration 'fused' knows the blocks of Stable Diffusion 1.x and 2.x only; "
             "use 'compile' or 'none'"

@@ -166,18 +166,31 @@ class Engine:
     def _make_frames(self, runner: Runner) -> None:
         """Schedule, launch, publish, until stopped."""
         flights: list[Flight] = []
-        while (rows := self._next_rows(block=not flights)) is not None:
+        while (rows := self._following(flights)) is not None:
             self._busy_since = time.monotonic()
             self._publish([Taken(row.frame.session, row.frame.number) for row in rows if row.begins])
             launched = self._launch(runner, rows, again=len(rows) == 1) if rows else []
             for flight in flights:
                 self._publish(self._collect(flight))
             flights = launched
+
+    def _following(self, flights: list[Flight]) -> tuple[Row, ...] | None:
+        """The rows of the tick after these, which are handed out if they are there: of who waits when the
+        device has nearly done its work, or when it has, or, if there is no other work, of who comes first.
+        """
+        if flights:
+            newest = flights[-1].launched
+            for wait in (newest.wait_turn, newest.wait_forward):
+                wait()
+                while flights and flights[0].launched.complete():
+                    self._publish(self._collect(flights.pop(0)))
+                rows = self._next_rows(block=False)
+                if rows or rows is None:
+                    return rows
             if flights:
-                flights[-1].launched.wait_forward()
-            while flights and flights[0].launched.complete():
-                self._publish(self._collect(flights.pop(0)))
-            self._busy_since = None
+                return ()
+        self._busy_since = None
+        return self._next_rows(block=True)
 
     def _next_rows(self, block: bool) -> tuple[Row, ...] | None:
         """The rows of the next tick, waiting for some if told to; None when the engine stops."""

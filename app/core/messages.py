@@ -18,6 +18,11 @@ Image = NDArray[np.uint8]
 """A picture: RGB, uint8, shape ``(height, width, 3)``, C-contiguous."""
 
 
+SLOTS_PER_ROW = 2
+"""Slots on the device for each row of the largest batch: two batches overlap, and a slot that the first one
+frees is not used by the second."""
+
+
 class SessionKey(NamedTuple):
     """One connection of one user: a user who connects again gets a new epoch, so late results of the
     connection before cannot be mistaken for results of this one.
@@ -162,6 +167,11 @@ class Launched(Protocol):
     @property
     def batch(self) -> int:
         """The batch size that ran, padding included."""
+
+    def wait_turn(self) -> None:
+        """Block until it is time to launch the next batch, so that the device does not run out of work: when
+        the forward pass is done, or earlier by what a launch takes.
+        """
 
     def wait_forward(self) -> None:
         """Block until the forward pass is done; decoding and copies may still run."""

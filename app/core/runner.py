@@ -25,9 +25,19 @@ from torch import Tensor
 
 from app.core import denoise
 from app.core.denoise import Guidance, Step
-from app.core.messages import DeviceLostError, FrameIn, Image, Mode, OutOfMemoryError, Row, SessionKey
+from app.core.messages import (
+    SLOTS_PER_ROW,
+    DeviceLostError,
+    FrameIn,
+    Image,
+    Mode,
+    OutOfMemoryError,
+    Row,
+    SessionKey,
+)
+from app.core.pace import Pace
 from app.core.pool import LruTable, RowPool
-from app.core.transfer import CudaTransfer, Download, HostTransfer, Transfer
+from app.core.transfer import CudaTransfer, Download, HostTransfer, Mark, Transfer
 from app.models.model import Model
 from app.models.networks import Networks
 from app.models.safety import SafetyChecker
@@ -59,32 +69,45 @@ class Embedding:
 
 
 class Batch:
-    """A batch that was launched."""
+    """A batch that was launched; its forward pass is what the device does between two marks."""
 
     def __init__(
         self,
         batch: int,
-        forward: Download,
+        forward: tuple[Mark, Mark],
         downloads: list[tuple[list[int], Download]],
+        pace: Pace,
         safety_checker: SafetyChecker | None,
     ) -> None:
         self.batch = batch
-        self._forward = forward
+        self._begun, self._done = forward
         self._downloads = downloads
+        self._pace = pace
         self._safety_checker = safety_checker
+        self._launched_at = time.monotonic()
+
+    def wait_turn(self) -> None:
+        """Sleep until the next batch is to be launched; a size that never ran is waited for."""
+        due = self._pace.due(self.batch, self._launched_at)
+        if due is None:
+            self.wait_forward()
+        elif not self.complete():
+            time.sleep(max(0.0, due - time.monotonic()))
 
     def wait_forward(self) -> None:
         """Block until the forward pass is done."""
         with device_errors():
-            self._forward.wait()
+            self._done.wait()
+            self._pace.ended(self.batch, self._done.seconds_since(self._begun), time.monotonic())
 
     def complete(self) -> bool:
         """Whether the pictures are on the host."""
         with device_errors():
-            return self._forward.complete() and all(download.complete() for _, download in self._downloads)
+            return self._done.complete() and all(download.complete() for _, download in self._downloads)
 
     def collect(self) -> list[Image | None]:
         """The pictures of the rows that finished, in the order of the rows."""
+        self.wait_forward()
         found: dict[int, Image | None] = {}
         with device_errors():
             for places, download in self._downloads:
@@ -147,12 +170,13 @@ class DiffusionRunner:
         self.description = description
         self._execute = execute
         self._latent_shape = model.latent_shape(width, height)
-        slots, device = buckets[-1], model.device
+        slots, device = SLOTS_PER_ROW * buckets[-1], model.device
         empty = model.embed("")[0]
         self._pool = RowPool(slots, self._latent_shape, device)
         self._noise = LruTable(2 * slots + 4 * MAX_STEPS, self._latent_shape, torch.float32, device)
         self._prompts = LruTable(2 * slots + 64, empty.shape, model.dtype, device)
         self._transfer: Transfer = CudaTransfer(device) if device.type == "cuda" else HostTransfer()
+        self._pace = Pace()
         self.free_rows = 1
 
     def encode(self, text: str) -> Embedding:
@@ -162,22 +186,30 @@ class DiffusionRunner:
 
     @torch.inference_mode()
     def launch(self, rows: tuple[Row, ...]) -> Batch:
-        """One step for every row."""
+        """One step for every row. What begins is made ready beside the forward pass before, what finishes is
+        decoded beside the one after.
+        """
+        started_at = time.monotonic()
         with device_errors():
-            beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
-            for mode, places in beginning.items():
-                self._begin(mode, [rows[place] for place in places])
             batch = self._bucket(len(rows))
-            slots, step = self._step(rows, batch)
-            forward = self._transfer.mark()
+            beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
+            with self._transfer.ahead():
+                for mode, places in beginning.items():
+                    self._begin(mode, [rows[place] for place in places])
+                indices, table = self._step_inputs(rows, batch)
+            begun = self._transfer.mark()
+            step = self._step(rows, indices, table)
+            done = self._transfer.mark()
             finished = _grouped(rows, lambda row: self._decoder(row) if row.finishes else None)
-            downloads = [
-                (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
-                for places in finished.values()
-            ]
+            with self._transfer.behind(step.denoised):
+                downloads = [
+                    (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
+                    for places in finished.values()
+                ]
             if not all(row.finishes for row in rows):  # nobody reads the slots of rows that leave
-                self._pool.write(slots, step.x, step.residual)
-            return Batch(batch, forward, downloads, self._model.safety_checker)
+                self._pool.write(indices[0], step.x, step.residual)
+            self._pace.launched(time.monotonic() - started_at)
+            return Batch(batch, (begun, done), downloads, self._pace, self._model.safety_checker)
 
     @torch.inference_mode()
     def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:
@@ -218,12 +250,8 @@ class DiffusionRunner:
             inputs.append(self._transfer.upload_images(images, batch))
         self._execute(("begin", mode, batch), partial(self._device_begin, pipeline), *inputs)
 
-    def _step(self, rows: Sequence[Row], batch: int) -> tuple[Tensor, Step]:
-        """The forward pass and everything per row around it. Returns the slots, (batch,), and what becomes
-        of their rows.
-        """
-        prompts = self._prompt_rows(rows, 0)
-        negatives = self._prompt_rows(rows, -1)
+    def _step_inputs(self, rows: Sequence[Row], batch: int) -> tuple[Tensor, Tensor]:
+        """Slots and rows of tables, (4, batch); each row's time step and coefficients, (batch, columns)."""
         following = [
             (row.frame.plan.seed, min(row.stage + 1, len(row.frame.plan.timesteps) - 1)) for row in rows
         ]
@@ -231,18 +259,23 @@ class DiffusionRunner:
             [float(row.frame.plan.timesteps[row.stage]), *columns]
             for row, columns in zip(rows, denoise.table([self._entry(row) for row in rows]), strict=True)
         ]
+        indices = self._indices(
+            batch,
+            [row.slot for row in rows],
+            self._prompt_rows(rows, 0),
+            self._prompt_rows(rows, -1),
+            self._noise_rows(following),
+        )
+        return indices, self._table(batch, table, 1 + denoise.COLUMNS)
+
+    def _step(self, rows: Sequence[Row], indices: Tensor, table: Tensor) -> Step:
+        """The forward pass and everything per row around it."""
         paired = self._guidance == "full" or (
             self._guidance == "initialize" and any(row.begins for row in rows)
         )
-        noise = self._noise_rows(following)
-        indices = self._indices(batch, [row.slot for row in rows], prompts, negatives, noise)
-        step: Step = self._execute(
-            ("step", paired, batch),
-            partial(self._device_step, paired),
-            indices,
-            self._table(batch, table, 1 + denoise.COLUMNS),
-        )
-        return indices[0], step
+        key = ("step", paired, len(table))
+        step: Step = self._execute(key, partial(self._device_step, paired), indices, table)
+        return step
 
     def _decode(self, mode: Mode, denoised: Tensor, places: list[int]) -> Download:
         """Make the pictures of the rows at these places and send them to the host."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, group_norm, layer_norm, relu, silu
+from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_norm, silu
 
 from app.accelerations import fused
 from app.accelerations.base import AccelerationError
@@ -20,7 +20,7 @@ from tests import tiny
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="pip install triton")
 
-from app.accelerations._fused import kernels, modules  # noqa: E402
+from app.accelerations._fused import convolutions, modules, norms, pointwise  # noqa: E402
 
 
 def close(made: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
@@ -41,6 +41,8 @@ def channels_last(*shape: int) -> Tensor:
         ((2, 320, 5, 7), 32),
         ((3, 96, 8, 8), 8),
         ((2, 1280, 2, 2), 32),
+        ((2, 320, 40, 36), 32),
+        ((1, 64, 64, 17), 8),
         ((1, 64, 1, 3), 32),
     ],
 )
@@ -52,7 +54,7 @@ def test_group_norm(shape: tuple[int, ...], groups: int, activation: bool, shift
     x, channels = channels_last(*shape), shape[1]
     weight, bias = torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE)
     shift = torch.randn(1 if shifted == "all" else shape[0], channels, device=DEVICE) if shifted else None
-    made = kernels.group_norm(x, groups, weight, bias, 1e-5, silu=activation, shift=shift)
+    made = norms.group_norm(x, groups, weight, bias, 1e-5, silu=activation, shift=shift)
     moved = x if shift is None else x + shift[:, :, None, None]
     expected = group_norm(moved.double(), groups, weight.double(), bias.double(), 1e-5)
     assert close(made, silu(expected) if activation else expected, 1e-4)
@@ -64,47 +66,85 @@ def test_group_norm_does_not_see_the_other_pictures() -> None:
     weight, bias = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
     other = x.clone(memory_format=torch.preserve_format)
     other[1:] = 7 * other[1:] - 3
-    first, second = (kernels.group_norm(t, 32, weight, bias, 1e-5, silu=True)[0] for t in (x, other))
+    first, second = (norms.group_norm(t, 32, weight, bias, 1e-5, silu=True)[0] for t in (x, other))
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("rectified", [False, True])
-def test_add_bias(rectified: bool) -> None:
-    x, skip = channels_last(2, 12, 5, 7), -2 * channels_last(2, 12, 5, 7)
-    bias = torch.randn(12, device=DEVICE)
-    expected = x + bias[:, None, None] + skip
-    made = kernels.add_bias(x, bias, skip, relu=rectified)
-    assert close(made, relu(expected) if rectified else expected) or not made.any()
+@pytest.mark.parametrize("channels", [12, 320])
+def test_add_bias(channels: int) -> None:
+    x, skip = channels_last(2, channels, 5, 7), -2 * channels_last(2, channels, 5, 7)
+    bias = torch.randn(channels, device=DEVICE)
+    expected = x + bias[:, None, None]
+    made = pointwise.add_bias(x.clone(memory_format=torch.preserve_format), bias)
+    assert close(made, expected)
+    made = pointwise.add_bias(x, bias, skip)
+    assert close(made, expected + skip)
     assert made is x
 
 
-def test_geglu() -> None:
-    x = torch.randn(2, 5, 640, device=DEVICE)
+@pytest.mark.parametrize("width", [320, 2560])
+def test_geglu(width: int) -> None:
+    x = torch.randn(2, 5, 2 * width, device=DEVICE)
     value, gate = x.chunk(2, -1)
-    assert close(kernels.geglu(x), value * gelu(gate))
+    around = torch.zeros(2, 5, width + 12, device=DEVICE)
+    pointwise.geglu(x, around[..., 4 : width + 4])
+    assert close(around[..., 4 : width + 4], value * gelu(gate))
+    assert not around[..., :4].any()
+    assert not around[..., width + 4 :].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 5, 7), (1, 320, 8, 3), (1, 64, 1, 1)])
+def test_upsample(shape: tuple[int, ...]) -> None:
+    x = channels_last(*shape)
+    made = pointwise.upsample(x)
+    assert torch.equal(made, interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("out", [64, 80])
+def test_conv_from_few(channels: int, out: int) -> None:
+    x, weight = channels_last(2, channels, 9, 5), torch.randn(out, channels, 3, 3, device=DEVICE)
+    bias = torch.randn(out, device=DEVICE)
+    made = convolutions.conv_from_few(x, convolutions.weights_from_few(weight), bias)
+    assert close(made, conv2d(x, weight, bias, padding=1))
+
+
+@pytest.mark.parametrize("out", [3, 4])
+def test_conv_to_few(out: int) -> None:
+    x, weight = channels_last(2, 32, 9, 17), torch.randn(out, 32, 3, 3, device=DEVICE)
+    bias = torch.randn(out, device=DEVICE)
+    made = convolutions.conv_to_few(x, convolutions.weights_to_few(weight), bias)
+    assert close(made, conv2d(x, weight, bias, padding=1))
+    assert made.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("width", [320, 1280, 48])
 def test_add_layer_norm(width: int) -> None:
     x, delta = torch.randn(2, 5, width, device=DEVICE), torch.randn(2, 5, width, device=DEVICE)
     weight, bias = torch.randn(width, device=DEVICE), torch.randn(width, device=DEVICE)
-    total, made = kernels.add_layer_norm(x, delta, weight, bias, 1e-5)
+    total, made = norms.add_layer_norm(x, delta, weight, bias, 1e-5)
     assert close(total, x + delta)
     assert close(made, layer_norm(x + delta, (width,), weight, bias, 1e-5))
-    total, made = kernels.add_layer_norm(x, None, weight, bias, 1e-5)
+    total, made = norms.add_layer_norm(x, None, weight, bias, 1e-5)
     assert total is x
     assert close(made, layer_norm(x, (width,), weight, bias, 1e-5))
+    wide = torch.zeros(2, 5, width + 8, device=DEVICE)
+    total, made = norms.add_layer_norm(x, delta, weight, bias, 1e-5, wide)
+    assert close(wide[..., :width], x + delta)
+    assert not wide[..., width:].any()
+    assert close(made, layer_norm(x + delta, (width,), weight, bias, 1e-5))
 
 
-@pytest.mark.parametrize("vae", ["tiny", "kl"])
-def test_a_whole_model_computes_the_same(vae: tiny.Vae) -> None:
+@pytest.mark.parametrize(("vae", "size"), [("tiny", 64), ("kl", 64), ("tiny", 72)])
+def test_a_whole_model_computes_the_same(vae: tiny.Vae, size: int) -> None:
     plain = tiny.model(vae)
     model = replace(plain, unet=deepcopy(plain.unet), vae=deepcopy(plain.vae))
     project = fused.fuse_unet(model.unet, modules)
     fused.fuse_vae(model.vae, modules)
     kinds = {type(module).__name__ for part in (model.unet, model.vae) for module in part.modules()}
     assert not kinds & {"ResnetBlock2D", "BasicTransformerBlock", "AutoencoderTinyBlock"}
-    latents, images = torch.randn(2, *plain.latent_shape(64, 64)), torch.rand(2, 3, 64, 64) * 2 - 1
+    latents, images = torch.randn(2, *plain.latent_shape(size, size)), torch.rand(2, 3, size, size) * 2 - 1
     timesteps, text = torch.tensor([499.0, 100.0]), torch.cat([plain.embed("a"), plain.embed("bc")])
     with torch.inference_mode():
         assert close(

@@ -73,10 +73,13 @@ class PlayedBatch:
         self._rows = rows
         self.batch = len(rows)
 
-    def wait_forward(self) -> None:
+    def wait_turn(self) -> None:
         self._runner.note("wait", self._rows)
-        self._runner.forward()
+        self.wait_forward()
         self._runner.fail_at("wait")
+
+    def wait_forward(self) -> None:
+        self._runner.forward()
 
     def complete(self) -> bool:
         return self._runner.decoding.is_open

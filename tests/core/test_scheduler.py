@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from app.core.messages import FrameIn, Plan, Row, SessionKey
+from app.core.messages import SLOTS_PER_ROW, FrameIn, Plan, Row, SessionKey
 from app.core.scheduler import Scheduler
 
 
@@ -228,12 +228,26 @@ def test_who_leaves_during_a_step_is_gone_after_it() -> None:
     assert not scheduler.waiting
 
 
+def test_a_slot_rests_for_a_tick() -> None:
+    scheduler = create(1, 3)
+    before: set[int] = set()
+    for tick in range(10):
+        for user in "abc"[: 1 + tick % 3]:
+            scheduler.offer(frame(user, tick))
+        rows = scheduler.next_rows()
+        assert not before & {row.slot for row in rows}
+        before = {row.slot for row in rows}
+        scheduler.advance(rows)
+
+
 def test_a_row_is_dropped_once() -> None:
     scheduler = create(1)
     scheduler.offer(frame("a", 1, steps=2))
     (first,) = scheduler.next_rows()
     scheduler.drop(first)
-    scheduler.offer(frame("b", 1, steps=2))
+    scheduler.offer(frame("b", 1))
+    scheduler.advance(scheduler.next_rows())
+    scheduler.offer(frame("c", 1, steps=2))
     (second,) = scheduler.next_rows()
     assert second.slot == first.slot
     scheduler.drop(first)
@@ -264,7 +278,7 @@ class AnyOrder(RuleBasedStateMachine):
             free_rows=self.free_rows,
             embeddings=lambda found: None if found.plan.prompt in self.missing else (),
         )
-        self.slots = self.buckets[-1]
+        self.rows = self.buckets[-1]
         self.count = 0
         self.epochs: Counter[str] = Counter()
         self.present: set[SessionKey] = set()
@@ -314,7 +328,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(rows=st.integers(0, 8))
     def limit(self, rows: int) -> None:
         self.scheduler.limit(rows)
-        assert self.scheduler.capacity == max(1, min(rows, self.slots))
+        assert self.scheduler.capacity == max(1, min(rows, self.rows))
 
     @rule(fails=st.integers(0, 20), leaves=st.none() | USERS)
     def tick(self, fails: int = 20, leaves: str | None = None) -> None:
@@ -356,7 +370,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Ticks after which a frame that is ready must run: the session's own row in flight ends, then
         the others' do, then everybody who is there now may be served once; each as slowly as can be.
         """
-        return self.most_steps * (2 * self.slots + len(self.present))
+        return self.most_steps * (2 * self.rows + len(self.present))
 
     def end(self, frame: FrameIn) -> None:
         if self.flying.pop(frame.number, None) is not None:
@@ -400,7 +414,7 @@ class AnyOrder(RuleBasedStateMachine):
         ran = {row.frame.number for row in rows}
         for number in self.flying:
             self.stood[number] = 0 if number in ran else self.stood.get(number, 0) + 1
-            assert self.stood[number] < self.slots, "rows take turns"
+            assert self.stood[number] < self.rows, "rows take turns"
         for key in self.waiting.keys() - self.ready():
             self.patience[key] = self.bound()
         for key in self.ready():
@@ -414,7 +428,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(self.scheduler.waiting) == set(self.waiting.values())
         assert all(count == 1 for count in self.ended.values())
         slots = [*self.scheduler._free_slots, *(row.slot for row in in_flight)]
-        assert sorted(slots) == list(range(self.slots))
+        assert sorted(slots) == list(range(SLOTS_PER_ROW * self.rows))
         assert set(self.scheduler._last_served) <= self.present
 
     def teardown(self) -> None:

@@ -11,17 +11,87 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, linear, relu, scaled_dot_product_attention, silu
 
-from app.accelerations._fused.kernels import add_bias, add_layer_norm, geglu, group_norm
+from app.accelerations._fused.convolutions import (
+    conv_from_few,
+    conv_to_few,
+    weights_from_few,
+    weights_to_few,
+)
+from app.accelerations._fused.norms import add_layer_norm, group_norm
+from app.accelerations._fused.pointwise import add_bias, geglu, upsample
 
 Span = slice
 """A module's part of a common projection."""
 
+FEW = 4
+"""Channels of latents; more than a picture has."""
+
 
 def _conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The convolution without its bias."""
-    return conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    """The convolution without its bias, channels last."""
+    made = conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def convolution(conv: nn.Conv2d) -> nn.Module:
+    """The fastest way to do a convolution by itself: of the channels and the bias that it has."""
+    plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
+    if conv.bias is None:
+        return conv
+    if plain and conv.in_channels <= FEW:
+        return ConvFromFew(conv)
+    if plain and conv.out_channels <= FEW:
+        return ConvToFew(conv)
+    return Conv(conv)
+
+
+class Conv(nn.Module):
+    """A convolution and its bias."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → channels last."""
+        assert self.conv.bias is not None
+        return add_bias(_conv(x.contiguous(memory_format=torch.channels_last), self.conv), self.conv.bias)
+
+
+class ConvFromFew(nn.Module):
+    """A convolution of a picture or of latents."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.register_buffer("weights", weights_from_few(conv.weight))
+        self.register_buffer("bias", conv.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → channels last."""
+        return conv_from_few(x.contiguous(memory_format=torch.channels_last), self.weights, self.bias)
+
+
+class ConvToFew(nn.Module):
+    """A convolution that makes a picture or latents."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.register_buffer("weights", weights_to_few(conv.weight))
+        self.register_buffer("bias", conv.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → channels last."""
+        return conv_to_few(x.contiguous(memory_format=torch.channels_last), self.weights, self.bias)
 
 
 class Norm(nn.Module):
@@ -36,6 +106,24 @@ class Norm(nn.Module):
         norm = self.norm
         x = x.contiguous(memory_format=torch.channels_last)
         return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=self.silu, shift=shift)
+
+
+class Upsample(nn.Module):
+    """Twice the width and height, and the convolution that follows, if it belongs to the module."""
+
+    def __init__(self, conv: nn.Conv2d | None) -> None:
+        super().__init__()
+        self.conv = None if conv is None else convolution(conv)
+
+    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None, *_: Any) -> Tensor:
+        """(B, C, H, W) → (B, any, 2H, 2W), channels last; one less of each where ``output_size`` says so, of
+        what was odd before it was halved.
+        """
+        doubled = upsample(x.contiguous(memory_format=torch.channels_last))
+        if output_size is not None:
+            doubled = doubled[:, :, : output_size[0], : output_size[1]]
+        made: Tensor = doubled if self.conv is None else self.conv(doubled)
+        return made
 
 
 class Resnet(nn.Module):
@@ -57,12 +145,11 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None, *_: Any, **__: Any) -> Tensor:
         """``temb`` is the projection for all blocks, (B, sum of channels)."""
+        x = x.contiguous(memory_format=torch.channels_last)
         shift = self.conv1.bias[None] if self.span is None or temb is None else temb[:, self.span]
         hidden = _conv(self.norm1(x), self.conv1)
         hidden = _conv(self.norm2(hidden, shift), self.conv2)
-        skip = x if self.shortcut is None else _conv(x, self.shortcut)
-        hidden = hidden.contiguous(memory_format=torch.channels_last)
-        return add_bias(hidden, self.bias, skip.contiguous(memory_format=torch.channels_last))
+        return add_bias(hidden, self.bias, x if self.shortcut is None else _conv(x, self.shortcut))
 
 
 class TimeEmbedding(nn.Module):
@@ -85,28 +172,64 @@ class TimeEmbedding(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer2DModel with self attention, cross attention and GEGLU in each block. ``spans`` are the
-    blocks' parts of the common projection of the prompt, keys then values.
+    """Transformer2DModel of one block with self attention, cross attention and GEGLU. ``span`` is the block's
+    part of the common projection of the prompt, keys then values.
+
+    Residuals are added where the next normalisation reads them. The last two layers, P (x + D h + d) + p,
+    have nothing between them, so they are one: (P | P D) applied to (x | h), and P d + p.
     """
 
-    def __init__(self, transformer: Any, spans: list[Span]) -> None:
+    qkv: Tensor
+    last: Tensor
+    bias: Tensor
+
+    def __init__(self, transformer: Any, span: Span) -> None:
         super().__init__()
+        (block,) = transformer.transformer_blocks
+        own, cross = block.attn1, block.attn2
+        self.heads, self.span = own.heads, span
         self.norm = Norm(transformer.norm, silu=False)
-        self.proj_in, self.proj_out = _Linear(transformer.proj_in), _Linear(transformer.proj_out)
-        self.blocks = nn.ModuleList(
-            Block(block, span) for block, span in zip(transformer.transformer_blocks, spans, strict=True)
-        )
+        self.proj_in = _Linear(transformer.proj_in)
+        self.norms = nn.ModuleList((block.norm1, block.norm2, block.norm3))
+        self.register_buffer("qkv", torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]).detach())
+        self.own_out, self.query, self.cross_out = own.to_out[0], cross.to_q, cross.to_out[0]
+        self.widen = block.ff.net[0].proj
+        project, narrow = _Linear(transformer.proj_out), block.ff.net[2]
+        outer = project.weight.double()
+        last = torch.cat([outer, outer @ narrow.weight.detach().double()], 1)
+        bias = outer @ narrow.bias.detach().double() + project.bias.double()
+        self.register_buffer("last", last.to(narrow.weight.dtype))
+        self.register_buffer("bias", bias.to(narrow.weight.dtype))
 
     def forward(self, x: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
         """As diffusers calls it with ``return_dict=False``."""
         batch, channels, height, width = x.shape
         x = x.contiguous(memory_format=torch.channels_last)
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        tokens = self.proj_in(tokens)
-        for block in self.blocks:
-            tokens = block(tokens, encoder_hidden_states)
-        made = self.proj_out(tokens).view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return (add_bias(made, None, x),)
+        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels))
+        made = linear(self._block(tokens, encoder_hidden_states), self.last)
+        made = made.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return (add_bias(made, self.bias, x),)
+
+    def _block(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """What the last layer takes, (B, N, C + F), of (B, N, C) and the prompts' projection."""
+        width = x.shape[-1]
+        normed = self._norm(0, x, None)[1]
+        x, normed = self._norm(1, x, self.own_out(self._attend(*linear(normed, self.qkv).chunk(3, -1))))
+        keys, values = prompts[..., self.span].chunk(2, -1)
+        both = x.new_empty(*x.shape[:-1], self.last.shape[1])
+        normed = self._norm(2, x, self.cross_out(self._attend(self.query(normed), keys, values)), both)[1]
+        geglu(self.widen(normed), both[..., width:])
+        return both
+
+    def _norm(
+        self, which: int, x: Tensor, delta: Tensor | None, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        norm: Any = self.norms[which]
+        return add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, total)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class _Linear(nn.Module):
@@ -124,38 +247,6 @@ class _Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-class Block(nn.Module):
-    """BasicTransformerBlock: residuals are added where the next normalisation reads them."""
-
-    qkv: Tensor
-
-    def __init__(self, block: Any, span: Span) -> None:
-        super().__init__()
-        own, cross = block.attn1, block.attn2
-        self.heads, self.span = own.heads, span
-        self.norms = nn.ModuleList((block.norm1, block.norm2, block.norm3))
-        self.register_buffer("qkv", torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]).detach())
-        self.own_out, self.query, self.cross_out = own.to_out[0], cross.to_q, cross.to_out[0]
-        self.widen, self.narrow = block.ff.net[0].proj, block.ff.net[2]
-
-    def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
-        """(B, N, C), and the projection of the prompts for all blocks, (B, L, sum of 2 C)."""
-        normed = self._norm(0, x, None)[1]
-        x, normed = self._norm(1, x, self.own_out(self._attend(*linear(normed, self.qkv).chunk(3, -1))))
-        keys, values = prompts[..., self.span].chunk(2, -1)
-        x, normed = self._norm(2, x, self.cross_out(self._attend(self.query(normed), keys, values)))
-        made: Tensor = x + self.narrow(geglu(self.widen(normed)))
-        return made
-
-    def _norm(self, which: int, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
-        norm: Any = self.norms[which]
-        return add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
-        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 class TinyBlock(nn.Module):
     """AutoencoderTinyBlock with ReLU."""
 
@@ -167,7 +258,16 @@ class TinyBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), channels last."""
         x = x.contiguous(memory_format=torch.channels_last)
-        hidden = add_bias(_conv(x, self.first), self.first.bias, relu=True)
-        hidden = add_bias(_conv(hidden, self.second), self.second.bias, relu=True)
-        skip = self.skip(x).contiguous(memory_format=torch.channels_last)
-        return add_bias(_conv(hidden, self.third), self.third.bias, skip, relu=True)
+        hidden = _conv_relu(_conv_relu(x, self.first), self.second)
+        return _conv_relu(hidden, self.third, self.skip(x).contiguous(memory_format=torch.channels_last))
+
+
+def _conv_relu(x: Tensor, conv: nn.Conv2d, skip: Tensor | None = None) -> Tensor:
+    """ReLU of the convolution and ``skip``: one kernel of cuDNN's."""
+    if not x.is_cuda:
+        made: Tensor = conv(x)
+        return relu(made if skip is None else made + skip)
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if skip is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, skip, 1.0, conv.bias, *geometry)
