@@ -53,6 +53,7 @@ class User(asyncio.Protocol):
         self._next = client_frame(1, b'{"status": "next_frame"}')
         self._pictures = [client_frame(2, picture) for picture in pictures]
         self._record = record
+        self._prompt = f"a portrait of {name}".encode()
         self._interval = None if fps is None else 1 / fps
         self._buffer = bytearray()
         self._upgraded = False
@@ -130,7 +131,7 @@ class User(asyncio.Protocol):
 
     def _send(self) -> None:
         self._credit = False
-        parameters = b'{"prompt":"a cat","guidance_scale":7.5,"frame_time":%.6f}' % time.monotonic()
+        parameters = b'{"prompt":"%s","frame_time":%.6f}' % (self._prompt, time.monotonic())
         picture = self._pictures[self._sent % len(self._pictures)]
         self._sent += 1
         self._transport.write(self._next + client_frame(1, parameters) + picture)

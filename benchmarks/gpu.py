@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from app.core.engine import Engine
@@ -122,6 +123,7 @@ def measure_ours(
     found |= asyncio.run(_serve(built, steps, streams, seconds))
     found["stages_ms"] = _stages(built, BUCKETS)
     found["memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    found["process_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 2)
     return found
 
 
@@ -230,7 +232,7 @@ def main() -> None:
     """Measure what was asked for, one variant after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--only", nargs="*", help="names of variants; else all")
+    parser.add_argument("--only", nargs="+", help="names of variants, in the order to run; else all")
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -248,15 +250,16 @@ def main() -> None:
         "compile, graph": (measure_ours, "compile", True, STEPS, STREAMS, seconds),
         "fused, graph": (measure_ours, "fused", True, STEPS, STREAMS, seconds),
     }
+    names = arguments.only or list(variants)
     found: Figures = {}
-    for name, (function, *rest) in variants.items():
-        if arguments.only and name not in arguments.only:
-            continue
+    for name in names:
+        function, *rest = variants[name]
         started_at = time.perf_counter()
         found[name] = isolated(function, *rest)
         found[name]["wall_seconds"] = round(time.perf_counter() - started_at, 1)
         print(name, found[name]["wall_seconds"], found[name].get("error", ""), flush=True)
-    print(save("gpu", {"variants": found}, arguments.output))
+        path = save("gpu", {"variants": found}, arguments.output)  # each time: what is measured is measured
+    print(path)
 
 
 if __name__ == "__main__":

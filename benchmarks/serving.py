@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -154,15 +154,19 @@ def serve(port: int, tick: float, kinds: Mapping[str, Sequence[bytes]], pipe: Co
 
 
 class Server:
-    """A server's process, from the outside."""
+    """A server's process, from the outside.
 
-    def __init__(self, tick: float, kinds: Mapping[str, Sequence[bytes]]) -> None:
+    Args:
+        target: what it runs, with a port, ``arguments`` and a pipe that it sends one thing through.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self.port = 18000 + os.getpid() % 1000
-        self._process = context.Process(target=serve, args=(self.port, tick, kinds, theirs), daemon=True)
+        self._process = context.Process(target=target, args=(self.port, *arguments, theirs), daemon=True)
         self._process.start()
-        self.codec: dict[str, float] = ours.recv()
+        self.told: dict[str, float] = ours.recv()
         assert self._process.pid is not None
         self._watched = psutil.Process(self._process.pid)
         while True:
@@ -293,14 +297,14 @@ def main() -> None:
     for watch in (False, True):
         for kind, pictures in kinds.items():
             for users in arguments.users:
-                server = Server(0.0, {kind: pictures})
+                server = Server(serve, 0.0, {kind: pictures})
                 try:
                     run = asyncio.run(
                         load(server, pictures, users=users, seconds=arguments.seconds, watch=watch)
                     )
                 finally:
                     server.stop()
-                codec = (server.codec[kind] + on_server_core(pictures)) / 2
+                codec = (server.told[kind] + on_server_core(pictures)) / 2
                 run |= {
                     "picture": kind,
                     "results_by": "stream" if watch else "socket",
@@ -310,7 +314,7 @@ def main() -> None:
                 figures["pass_through"].append(run)
                 print(run, flush=True)
     kind = "50 kB 4:2:0"
-    server = Server(0.02, {kind: kinds[kind]})
+    server = Server(serve, 0.02, {kind: kinds[kind]})
     try:
         figures["tick_20_ms"] = asyncio.run(
             load(server, kinds[kind], users=16, seconds=4 * arguments.seconds, fps=20)

@@ -9,16 +9,6 @@ import torch
 
 from app.accelerations.base import AccelerationError, BaseAcceleration
 
-AUTO = "none"
-"""What ``auto`` means: on a GPU, together with CUDA graphs, the fastest that needs no build of minutes.
-xformers is not faster: since 0.0.35 it calls kernels that PyTorch has too, and PyTorch chooses among more
-(docs/performance.md has the figures)."""
-
-
-def choose_acceleration(name: str) -> str:
-    """The name itself, or what ``auto`` means."""
-    return AUTO if name == "auto" else name
-
 
 def choose_cuda_graph(name: str, wanted: bool, device: torch.device) -> bool:
     """Whether the tick is replayed as CUDA graphs: if it is wanted, and with ``auto`` wherever it can be.

@@ -43,10 +43,14 @@ class BaseAcceleration(ABC):
 
     Args:
         engine_dir: where compiled engines may be kept.
+
+    Attributes:
+        name: what is really in use.
     """
 
     def __init__(self, engine_dir: Path) -> None:
         self.engine_dir = engine_dir
+        self.name = type(self).__module__.rpartition(".")[2]
 
     @classmethod
     @abstractmethod

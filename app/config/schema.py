@@ -44,8 +44,8 @@ def available_pipelines() -> list[str]:
 
 
 def available_accelerations() -> list[str]:
-    """Return the values `model.acceleration` may have: "auto" and the files of `app/accelerations`."""
-    return ["auto", *_module_names(_APP / "accelerations")]
+    """Return the values `model.acceleration` may have: the files of `app/accelerations`."""
+    return _module_names(_APP / "accelerations")
 
 
 def _one_of(kind: str, available: Callable[[], list[str]], value: str) -> str:
@@ -125,7 +125,8 @@ class ModelSettings(Section):
     acceleration: AccelerationName = Field(
         default="xformers",
         description="A file of `app/accelerations`: `xformers`, `tensorrt`, `compile`, `fused` or `none`; "
-        "`auto` is `none`, with CUDA graphs on a GPU. docs/performance.md compares them.",
+        "`auto` is the fastest that works without a build of minutes, with CUDA graphs on a GPU. "
+        "docs/performance.md compares them.",
     )
     engine_dir: Path = Field(default=Path("engines"), description="Folder that caches TensorRT engines.")
     use_cuda_graph: bool = Field(

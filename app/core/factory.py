@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.accelerations import choose_acceleration, choose_cuda_graph, load_acceleration
+from app.accelerations import choose_cuda_graph, load_acceleration
 from app.accelerations._cuda_graph import GraphExecutor
 from app.accelerations.base import Shapes
 from app.config.schema import Settings
@@ -70,9 +70,8 @@ def create_runner(
     device = resolve_device(settings.model.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread, for libraries that ask for the current one
-    acceleration_name = choose_acceleration(settings.model.acceleration)
     cuda_graph = choose_cuda_graph(settings.model.acceleration, settings.model.use_cuda_graph, device)
-    acceleration = load_acceleration(acceleration_name, device, settings.model.engine_dir)
+    acceleration = load_acceleration(settings.model.acceleration, device, settings.model.engine_dir)
     model = load(settings.model, settings.pipeline, report)
     guidance: Guidance = settings.pipeline.cfg_type or ("none" if model.distilled else "self")
     width, height = settings.pipeline.width, settings.pipeline.height
@@ -96,7 +95,7 @@ def create_runner(
             "model": model.name,
             "device": _device_name(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "acceleration": acceleration_name,
+            "acceleration": acceleration.name,
             "cuda_graph": cuda_graph,
             "guidance": guidance,
             "distilled": model.distilled,

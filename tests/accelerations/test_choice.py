@@ -1,5 +1,6 @@
 """Which acceleration runs, and what is said where one cannot."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -7,22 +8,61 @@ import pytest
 import torch
 
 from app import accelerations
-from app.accelerations import choose_acceleration, choose_cuda_graph, load_acceleration
+from app.accelerations import choose_cuda_graph, load_acceleration
 from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
 from app.accelerations.none import Acceleration as Plain
 from app.accelerations.xformers import Acceleration as Xformers
 from app.config.settings import available_accelerations
+from app.models.model import Model
+from app.models.networks import Networks
 from tests import tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def test_auto_needs_no_build() -> None:
-    assert choose_acceleration("auto") == "none"
+def test_auto_takes_what_works(tmp_path: Path) -> None:
+    auto = load_acceleration("auto", CPU, tmp_path)
+    networks = auto.networks(deepcopy(tiny.model()), Shapes(64, 64, (1,), (1,)), lambda words: None)
+    assert auto.name == "none"
+    assert networks.unet(*inputs()).isfinite().all()
 
 
-def test_a_name_is_not_replaced() -> None:
-    assert choose_acceleration("xformers") == "xformers"
+def test_auto_takes_the_fastest_and_passes_over_what_cannot_do_this_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Fast(BaseAcceleration):
+        fits = True
+
+        @classmethod
+        def problems(cls, device: torch.device) -> list[str]:
+            return []
+
+        def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
+            tried.append(self.fits)
+            if not self.fits:
+                raise AccelerationError("not this model")
+            return model.networks()
+
+    load = accelerations._load
+    monkeypatch.setattr(accelerations, "_load", lambda name: Fast if name == "fused" else load(name))
+    shapes = Shapes(64, 64, (1,), (1,))
+    for fits, name in ((True, "fused"), (False, "none")):
+        Fast.fits = fits
+        auto = load_acceleration("auto", CPU, tmp_path)
+        auto.networks(deepcopy(tiny.model()), shapes, lambda words: None)
+        assert auto.name == name
+    assert tried == [True, False]
+
+
+def test_an_acceleration_is_called_as_its_file(tmp_path: Path) -> None:
+    assert load_acceleration("none", CPU, tmp_path).name == "none"
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    model = tiny.model()
+    return torch.zeros(1, *model.latent_shape(64, 64)), torch.ones(1), model.embed("")
 
 
 def test_auto_takes_cuda_graphs_where_there_are_any() -> None:
@@ -67,5 +107,4 @@ def test_plain_torch_works_everywhere(tmp_path: Path) -> None:
 
 def test_every_file_is_an_acceleration() -> None:
     for name in available_accelerations():
-        if name != "auto":
-            assert issubclass(accelerations._load(name), BaseAcceleration)
+        assert issubclass(accelerations._load(name), BaseAcceleration)
