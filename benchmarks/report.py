@@ -29,11 +29,86 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def kernels(found: Figures) -> str:
     """Where the device's time goes."""
-    by_kind = found["kernels_ms"]
-    kinds = list(next(iter(by_kind.values())))
+    ticks = [
+        (f"{name}, {batch}", figures)
+        for name, batches in found["ticks"].items()
+        for batch, figures in batches.items()
+    ]
+    kinds = list(ticks[0][1]["kernels_ms"])
     return table(
-        ["", *kinds], ([name, *(f"{times[kind]:.2f}" for kind in kinds)] for name, times in by_kind.items())
+        ["", *kinds, "launches", "TFLOP/s"],
+        (
+            [name, *(f"{tick['kernels_ms'][kind]:.2f}" for kind in kinds), tick["launches"], tick["tflops"]]
+            for name, tick in ticks
+        ),
     )
+
+
+def stages(found: Figures) -> str:
+    """Milliseconds of the device's stages and of the host's launch, by batch size."""
+    rows = []
+    for name, variant in found["variants"].items():
+        stages = variant.get("stages_ms")
+        for batch, host in stages["host"].items() if stages else ():
+            device = [
+                stages["device"][f"{stage}, batch {batch}"]["median"]
+                for stage in ("begin image", "step", "decode")
+            ]
+            rows.append(
+                [
+                    f"{name}, batch {batch}",
+                    *(f"{ms:.2f}" for ms in device),
+                    f"{sum(device) / int(batch):.2f}",
+                    f"{host['launch']['median']:.2f}",
+                ]
+            )
+    return table(["", "encode", "step", "decode", "sum per frame", "host's launch"], rows)
+
+
+def start(found: Figures) -> str:
+    """Seconds to readiness, memory, and how soon a new prompt shows."""
+    rows = []
+    for name, variant in found["variants"].items():
+        seconds = variant.get("seconds", {})
+        if "warm-up" not in seconds:
+            continue
+        change = variant.get("prompt_change_ms", {}).get("change", {})
+        rows.append(
+            [
+                name,
+                f"{seconds['acceleration']:.1f}",
+                f"{seconds['warm-up']:.1f}",
+                variant["memory_gib"],
+                variant["process_memory_gib"],
+                f"{change['median']:.0f}" if "median" in change else "",
+            ]
+        )
+    heads = ("building, s", "warm-up, s", "device, GiB", "process, GiB", "new prompt shows after, ms")
+    return table(["", *heads], rows)
+
+
+def server(found: Figures) -> str:
+    """Users of the whole server on a GPU."""
+    return table(
+        ["", "users", "frames/s", "age p50, ms", "age p99, ms", "queue p95, ms"],
+        (
+            [
+                name,
+                run["users"],
+                run["frames_per_second"],
+                run["age_ms"]["p50"],
+                run["age_ms"]["p99"],
+                run["queue_ms"]["p95"],
+            ]
+            for name in ("as fast as they can", "20 fps each")
+            for run in found[name]
+        ),
+    )
+
+
+def codec(found: Figures) -> str:
+    """Milliseconds of one picture."""
+    return table(["", "ms a picture"], ([name, run["median"]] for name, run in found["codec_ms"].items()))
 
 
 def attention(found: Figures) -> str:
@@ -109,8 +184,12 @@ def serving(found: Figures) -> str:
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
-    "kernels": ("h200-lab", kernels),
-    "attention": ("h200-lab", attention),
+    "kernels": ("kernels", kernels),
+    "attention": ("kernels", attention),
+    "codec": ("kernels", codec),
+    "stages": ("gpu", stages),
+    "start": ("gpu", start),
+    "server": ("gpu-server", server),
     "one stream": ("gpu", one_stream),
     "many streams": ("gpu", many_streams),
     "cpu": ("cpu", on_cpu),
@@ -121,9 +200,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
 def render(page: str) -> str:
     """The page with every table made anew whose results are there."""
     for name, (file, make) in TABLES.items():
+        begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
         path = FOLDER / f"{file}.json"
-        if path.exists():
-            begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+        if path.exists() and begin in page:
             before, _, rest = page.partition(begin)
             _, _, after = rest.partition(end)
             page = f"{before}{begin}{make(json.loads(path.read_text(encoding='utf-8')))}\n{end}{after}"

@@ -15,8 +15,8 @@ from app.models.networks import Networks
 log = logging.getLogger(__name__)
 
 FASTEST = "fused"
-"""By the figures of docs/performance.md, with CUDA graphs. xformers is not: since 0.0.35 it calls kernels that
-PyTorch has too, and PyTorch chooses among more."""
+"""By the figures of docs/performance.md, with CUDA graphs. xformers is not: since 0.0.35 it calls kernels
+that PyTorch has too, and PyTorch chooses among more."""
 ANYWHERE = "none"
 
 
