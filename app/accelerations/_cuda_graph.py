@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    outputs: Any
+    outputs: list[Any]
+    nest: TreeSpec
 
 
 class GraphExecutor:
@@ -62,7 +63,8 @@ class GraphExecutor:
             static.copy_(given, non_blocking=True)
         captured.graph.replay()
         # The next replay of any graph of this stream may overwrite what this one wrote.
-        return tree_map_only(Tensor, torch.clone, captured.outputs)
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in captured.outputs]
+        return tree_unflatten(leaves, captured.nest)
 
     def _capture(self, key: Hashable, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> _Captured:
         """Record the kernels of a call; none of them runs."""
@@ -79,4 +81,4 @@ class GraphExecutor:
             del self._pools[stream]  # it would count as being recorded to for ever
             raise
         log.debug("captured %s", key)
-        return _Captured(graph, inputs, outputs)
+        return _Captured(graph, inputs, *tree_flatten(outputs))
