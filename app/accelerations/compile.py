@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from app.accelerations._triton import triton_problems
 from app.accelerations.base import BaseAcceleration, Shapes
 from app.accelerations.none import prepare
 from app.models.model import Model
@@ -31,17 +31,11 @@ class Acceleration(BaseAcceleration):
     @classmethod
     def problems(cls, device: torch.device) -> list[str]:
         """It needs Triton on a GPU, and a C or C++ compiler everywhere."""
-        found = []
         if device.type == "cuda":
-            if find_spec("triton") is None:
-                found.append("Triton is not installed; run: pip install triton")
-            if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
-                found.append("Triton compiles for GPUs of compute capability 7.0 and newer only")
-        name = "gcc" if device.type == "cuda" else "g++"
-        compiler = os.environ.get("CC" if device.type == "cuda" else "CXX", name)
-        if shutil.which(compiler) is None and shutil.which("clang") is None:
-            found.append(f"torch.compile needs a C compiler ({compiler}); run: apt install {name}")
-        return found
+            return triton_problems(device, OLDEST_CAPABILITY)
+        if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang") is None:
+            return ["torch.compile needs a C++ compiler; run: apt install g++"]
+        return []
 
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         """Compile; half a minute to two minutes the first time, seconds with a cache."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from app.accelerations._triton import triton_problems
 from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
 from app.accelerations.none import prepare
 from app.models.model import Model
@@ -28,14 +26,7 @@ class Acceleration(BaseAcceleration):
         """It needs Triton, which needs a recent GPU and a C compiler."""
         if device.type != "cuda":
             return [f"its kernels are written for NVIDIA GPUs, and the device is {device}"]
-        found = []
-        if find_spec("triton") is None:
-            found.append("Triton is not installed; run: pip install triton")
-        if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
-            found.append("it needs a GPU of compute capability 8.0 or newer")
-        if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-            found.append("Triton needs a C compiler; run: apt install gcc")
-        return found
+        return triton_problems(device, OLDEST_CAPABILITY)
 
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         """Replace the blocks; the kernels are compiled when they are first used, in seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.accelerations import compile as compiled
+from app.accelerations import _triton
 from app.accelerations.base import Shapes
-from app.accelerations.compile import Acceleration
+from app.accelerations.compile import Acceleration, _packed
+from app.accelerations.fused import Acceleration as Fused
 from tests import tiny
 
 CUDA = torch.device("cuda", 0)
@@ -24,7 +26,7 @@ def test_it_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert Acceleration.problems(torch.device("cpu")) == [
-        "torch.compile needs a C compiler (g++); run: apt install g++"
+        "torch.compile needs a C++ compiler; run: apt install g++"
     ]
 
 
@@ -34,20 +36,30 @@ def test_a_compiler_of_the_operators_choice_counts(monkeypatch: pytest.MonkeyPat
     assert Acceleration.problems(torch.device("cpu")) == []
 
 
-def test_on_a_gpu_it_needs_triton_and_a_recent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+def test_on_a_gpu_it_needs_what_triton_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(_triton, "find_spec", lambda name: None)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert Acceleration.problems(CUDA) == [
-        "Triton is not installed; run: pip install triton",
-        "Triton compiles for GPUs of compute capability 7.0 and newer only",
-    ]
+    for acceleration, oldest in ((Acceleration, "7.0"), (Fused, "8.0")):
+        assert acceleration.problems(CUDA) == [
+            "Triton is not installed; run: pip install triton",
+            f"it needs a GPU of compute capability {oldest} or newer",
+            "Triton needs a C compiler; run: apt install gcc",
+            "Triton needs Python's headers; run: apt install python3-dev",
+        ]
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.setattr(_triton, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert Acceleration.problems(CUDA) == Fused.problems(CUDA) == []
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_column_of_a_table_looks_like_any_vector_to_the_compiler(batch: int) -> None:
     column = torch.zeros(batch, 9)[:, 3]
-    assert compiled._packed(column).stride() == (1,)
+    assert _packed(column).stride() == (1,)
 
 
 @pytest.mark.slow
