@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -397,8 +398,9 @@ async def test_a_client_that_does_not_answer_pings_loses_its_place(make_server: 
     async with server.client(query="?output=ws&quality=100", ping_interval=None) as client:
         await client.begin()
         client.socket.transport.pause_reading()
-        for seed in range(100):
-            await client.send(None, seed=seed)
-            await asyncio.sleep(0.002)
+        with suppress(ConnectionClosed):  # on a slow machine its time is over before it has sent all
+            for seed in range(100):
+                await client.send(None, seed=seed)
+                await asyncio.sleep(0.002)
         await until(lambda: server.service.registry.find("ann") is None)
         client.socket.transport.abort()
