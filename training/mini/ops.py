@@ -5,6 +5,7 @@ draws random numbers, so the same picture always gives the same result.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -19,9 +20,16 @@ def luma(x: Tensor) -> Tensor:
     return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
 
 
-def colour(value: Colour, like: Tensor) -> Tensor:
+@lru_cache(maxsize=4096)
+def _table(values: tuple[Colour, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Colours as an (N, 3) tensor. Kept, because every copy to a GPU waits until the GPU is idle."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+def colour(value: Sequence[float], like: Tensor) -> Tensor:
     """A colour as a (1, 3, 1, 1) tensor on the device and in the dtype of `like`."""
-    return like.new_tensor(value).view(1, 3, 1, 1)
+    r, g, b = value
+    return _table(((r, g, b),), like.device, like.dtype).view(1, 3, 1, 1)
 
 
 def lerp(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
@@ -88,7 +96,7 @@ def levels(x: Tensor, count: int, softness: float = 0.18) -> Tensor:
 
 def ramp(value: Tensor, stops: list[Colour]) -> Tensor:
     """Map a (B, 1, H, W) value through evenly spaced colour stops, linearly."""
-    table = value.new_tensor(stops)
+    table = _table(tuple(stops), value.device, value.dtype)
     scaled = value.clamp(0, 1) * (len(stops) - 1)
     low = scaled.floor().clamp(max=len(stops) - 2)
     index = low.long()[:, 0]
@@ -145,10 +153,13 @@ def vignette(like: Tensor, amount: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def cells(height: int, width: int, per_period: int, device: str) -> tuple[Tensor, Tensor]:
+def cells(
+    height: int, width: int, per_period: int, device: str, stretch: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Irregular tiles that repeat every 32 pixels: nearest tile centre and distance to the tile's border.
 
-    A period of 32 pixels is what the model can know: its lowest level has one position per 32 pixels.
+    Tiles are `stretch` times as long along the rising diagonal as across it. A period of 32 pixels is what
+    the model can know: its lowest level has one position per 32 pixels.
 
     Returns:
         centre index (H * W,) into the flattened picture, and border distance in pixels (1, 1, H, W).
@@ -165,7 +176,9 @@ def cells(height: int, width: int, per_period: int, device: str) -> tuple[Tensor
     points = torch.stack([ys, xs], -1).reshape(-1, 1, 2)
     shifts = torch.tensor([[a, b] for a in (-32.0, 0.0, 32.0) for b in (-32.0, 0.0, 32.0)])
     seeds = (base[None] + shifts[:, None]).reshape(1, -1, 2)
-    distance = (points - seeds).norm(dim=-1)
+    offset = points - seeds
+    along, across = (offset[..., 0] - offset[..., 1]) * 0.5**0.5, (offset[..., 0] + offset[..., 1]) * 0.5**0.5
+    distance = torch.hypot(along / stretch**0.5, across * stretch**0.5)
     near, which = distance.topk(2, dim=1, largest=False)
     border = (near[:, 1] - near[:, 0]).reshape(32, 32)
     centre = seeds[0, which[:, 0]].reshape(32, 32, 2)
@@ -178,9 +191,9 @@ def cells(height: int, width: int, per_period: int, device: str) -> tuple[Tensor
     return (cy * width + cx).reshape(-1).to(device), border[None, None].to(device)
 
 
-def cell_colours(x: Tensor, per_period: int, sigma: float) -> tuple[Tensor, Tensor]:
+def cell_colours(x: Tensor, per_period: int, sigma: float, stretch: float = 1.0) -> tuple[Tensor, Tensor]:
     """Every tile of `cells` in one colour, and the distance to the tile's border in pixels."""
     b, c, h, w = x.shape
-    index, border = cells(h, w, per_period, str(x.device))
+    index, border = cells(h, w, per_period, str(x.device), stretch)
     flat = blur(x, sigma).reshape(b, c, h * w)
     return flat[:, :, index].reshape(b, c, h, w), border.to(x.dtype)

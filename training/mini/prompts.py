@@ -6,7 +6,7 @@ as it is.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from training.mini.scenes import COLOURS, SHAPES, Scene
@@ -151,6 +151,7 @@ PLAIN_TEMPLATES = (
     "{j} {f} {x}",
     "{x} {f} {j}",
 )
+SLOW_STYLES = ("pencil", "oil", "watercolor", "cartoon", "comic", "mosaic", "pixel_art", "stained_glass")
 DEFAULT_SCENE = Scene("meadow", weather="clouds", light="sun")
 
 
@@ -221,32 +222,27 @@ def phrase(request: Request, rng: random.Random) -> str:
     )
 
 
+def _any_style(rng: random.Random) -> str:
+    """A style, those that are learned slowly twice as often."""
+    return rng.choice([*STYLES, *SLOW_STYLES])
+
+
 def picture_request(rng: random.Random) -> Request:
     """A request for image mode: a style, a mood, both, or nothing to do."""
     kind = rng.random()
-    if kind < 0.52:
-        return Request(style=rng.choice(list(STYLES)))
-    if kind < 0.72:
-        return Request(mood=rng.choice(list(MOODS)))
-    if kind < 0.90:
-        return Request(style=rng.choice(list(STYLES)), mood=rng.choice(list(MOODS)))
-    return Request()
-
-
-def style_request(rng: random.Random, favourites: Sequence[str]) -> Request:
-    """A request that does not depend on the place in the picture, mostly for one of the favourite styles."""
-    kind = rng.random()
+    if kind < 0.58:
+        return Request(style=_any_style(rng))
     if kind < 0.78:
-        return Request(style=rng.choice(favourites))
+        return Request(mood=rng.choice(list(MOODS)))
     if kind < 0.92:
-        return Request(style=rng.choice(list(STYLES)))
+        return Request(style=_any_style(rng), mood=rng.choice(list(MOODS)))
     return Request()
 
 
 def scene_request(rng: random.Random) -> Request:
     """A request for video mode: a landscape or a shape, sometimes in a style."""
-    style = rng.choice(list(STYLES)) if rng.random() < 0.22 else None
-    mood = rng.choice(("vintage", "noir", "dream", "underwater")) if rng.random() < 0.06 else None
+    style = _any_style(rng) if rng.random() < 0.16 else None
+    mood = rng.choice(("vintage", "noir", "dream", "underwater")) if rng.random() < 0.04 else None
     draw = rng.random()
     if draw < 0.05:
         return Request(DEFAULT_SCENE, style, mood)

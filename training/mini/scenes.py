@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.ops import blur, lerp, luma, ramp, smoothstep
+from training.mini.ops import blur, colour, lerp, luma, ramp, smoothstep
 
 KINDS = ("mountains", "sea", "beach", "lake", "forest", "desert", "city", "meadow", "space")
 TIMES = ("day", "sunset", "night", "dawn")
@@ -61,7 +61,7 @@ _SKY = {
 _TINT = {
     "day": (1.0, 1.0, 1.0),
     "sunset": (0.85, 0.52, 0.42),
-    "night": (0.2, 0.26, 0.45),
+    "night": (0.3, 0.36, 0.58),
     "dawn": (0.95, 0.82, 0.86),
 }
 
@@ -93,50 +93,64 @@ class _Canvas:
         size = (self.height, self.width)
         return functional.interpolate(cells, size=size, mode="bicubic", align_corners=False)
 
-    def columns(self, channel: int, wide: int) -> Tensor:
-        """One value per strip of `wide` latent columns, from the middle rows; constant inside a strip."""
+    def strips(self, channel: int, wide: int) -> Tensor:
+        """One value of unit variance per strip of `wide` latent columns, from the rows in the middle:
+        (B, 1, 1, w / wide).
+        """
         h = self.noise.shape[2]
-        band = self.noise[:, channel : channel + 1, h // 4 : 3 * h // 4]
-        strips = functional.avg_pool2d(band, (band.shape[2], wide)) * math.sqrt(band.shape[2] * wide)
+        band = self.noise[:, channel : channel + 1, 3 * h // 8 : 5 * h // 8]
+        wide = min(wide, band.shape[3])
+        return functional.avg_pool2d(band, (band.shape[2], wide)) * math.sqrt(band.shape[2] * wide)
+
+    def columns(self, channel: int, wide: int) -> Tensor:
+        """The strips as steps: constant inside a strip, (B, 1, 1, W)."""
+        strips = self.strips(channel, wide)
         index = (torch.arange(self.width, device=strips.device) // (wide * self.factor)).clamp(
             max=strips.shape[3] - 1
         )
         return strips[:, :, :, index]
 
-    def dots(self, channel: int, low: float, high: float, sigma: float) -> Tensor:
-        """A soft dot of radius `sigma` pixels in every 8-pixel block whose noise is a high local maximum."""
-        seed = self.cells(channel, 2, 2)
-        peak = smoothstep(low, high, seed) * (seed >= functional.max_pool2d(seed, 3, 1, 1) - 1e-4)
-        peak = functional.interpolate(peak, size=(self.height, self.width), mode="nearest")
-        u, v = torch.remainder(self.px, 8) - 3.5, torch.remainder(self.py, 8) - 3.5
-        return peak * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
+    def curve(self, channel: int, wide: int) -> Tensor:
+        """The strips as a smooth line, (B, 1, 1, W)."""
+        strips = self.strips(channel, wide)
+        return functional.interpolate(strips, (1, self.width), mode="bicubic", align_corners=False)
+
+    def peaks(self, channel: int, even: bool) -> Tensor:
+        """A zigzag line in [0, 1] with a peak over every second strip, as high as the strip's noise says."""
+        height = torch.tanh(self.strips(channel, self.noise.shape[2] // 8))
+        index = torch.arange(height.shape[3], device=height.device)
+        knots = torch.where(index % 2 == (0 if even else 1), 0.68 + 0.32 * height, 0.14 + 0.1 * height)
+        return functional.interpolate(knots, (1, self.width), mode="bilinear", align_corners=False)
+
+    def specks(self, channel: int, low: float, high: float, sigma: float) -> Tensor:
+        """A soft dot of radius `sigma` pixels at a fixed place in every 16-pixel block, as bright as its
+        noise says.
+        """
+        bright = smoothstep(low, high, self.cells(channel, 4, 4))
+        bright = functional.interpolate(bright, size=(self.height, self.width), mode="nearest")
+        right, below = torch.remainder(self.px, 32) // 16, torch.remainder(self.py, 32) // 16
+        u = torch.remainder(self.px, 16) - (4.5 + 7 * right * (1 - below) + 3 * below)
+        v = torch.remainder(self.py, 16) - (4.5 + 6 * right + 2 * below * (1 - right))
+        return bright * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
 
     def slope(self, shape: Tensor, reach: int = 3) -> Tensor:
         """Difference of `shape` between `reach` pixels to the left and to the right."""
         padded = functional.pad(shape, (reach, reach, 0, 0), mode="replicate")
         return padded[..., : self.width] - padded[..., 2 * reach :]
 
-    def number(self, channel: int, part: str = "all") -> Tensor:
-        """One value of about unit variance per picture from the mean of a channel, (B, 1, 1, 1)."""
-        plane = self.noise[:, channel : channel + 1]
-        half = plane.shape[2] // 2
-        plane = {"all": plane, "top": plane[:, :, :half], "bottom": plane[:, :, half:]}[part]
-        # 64 is the root of the number of positions at 256 pixels; larger pictures vary a little less.
-        return plane.mean((2, 3), keepdim=True) * (64.0 if part == "all" else 45.0)
-
     def above(self, level: Tensor, soft: float = 1.3) -> Tensor:
         """1 below the line y = level (from the top), 0 above it, with a soft border of some pixels."""
         return torch.sigmoid((self.y - level) * (self.height / soft))
 
     def rgb(self, value: tuple[float, float, float]) -> Tensor:
-        return self.noise.new_tensor(value).view(1, 3, 1, 1)
+        return colour(value, self.noise)
 
 
 def _light_position(c: _Canvas, scene: Scene) -> tuple[float, float]:
     """Where sun and moon stand: the same place for every seed, which is learned in minutes, a free one is
     not.
     """
-    return 0.68 * c.aspect, {"sunset": 0.4, "dawn": 0.36}.get(scene.time, 0.2)
+    return 0.69 * c.aspect, {"sunset": 0.32, "dawn": 0.3}.get(scene.time, 0.2)
 
 
 def _sky(c: _Canvas, scene: Scene, horizon: float = 0.58) -> Tensor:
@@ -149,19 +163,19 @@ def _sky(c: _Canvas, scene: Scene, horizon: float = 0.58) -> Tensor:
     if scene.weather == "fog":
         sky = lerp(sky, (grey * 0.5 + 0.4 * sum(_TINT[scene.time]) / 3) * c.rgb((1, 1, 1)), 0.7)
     if scene.time == "night" and scene.weather == "clear":
-        sky = sky + c.dots(2, 1.3, 2.6, 1.4) * (1.1 - t) * c.rgb((0.95, 0.97, 1.0))
+        sky = sky + c.specks(2, 0.0, 1.0, 1.7) * (1.2 - t) * c.rgb((0.95, 0.97, 1.0))
     lx, ly = _light_position(c, scene)
     distance = torch.sqrt((c.x - lx) ** 2 + (c.y - ly) ** 2 + 1e-9)
     if scene.light == "sun":
         disc = {"day": (1.0, 0.97, 0.78), "sunset": (1.0, 0.86, 0.45), "dawn": (1.0, 0.93, 0.75)}
         tone = c.rgb(disc.get(scene.time, (1.0, 0.95, 0.7)))
         sky = lerp(sky, tone, 0.65 * torch.exp(-distance / 0.13))
-        sky = lerp(sky, tone * 1.02, torch.sigmoid((0.085 - distance) * c.height / 1.5))
+        sky = lerp(sky, tone * 1.02, torch.sigmoid((0.1 - distance) * c.height / 1.5))
     elif scene.light == "moon":
         tone = c.rgb((0.95, 0.95, 0.88))
         sky = lerp(sky, tone * 0.7, 0.4 * torch.exp(-distance / 0.1))
         crater = 0.06 * torch.tanh(c.field(1, 4))
-        sky = lerp(sky, tone + crater, torch.sigmoid((0.075 - distance) * c.height / 1.5))
+        sky = lerp(sky, tone + crater, torch.sigmoid((0.09 - distance) * c.height / 1.5))
     cover = {"clouds": 0.35, "rain": 0.9, "snow": 0.7, "fog": 0.2}.get(scene.weather, -0.9)
     if scene.weather in ("clouds", "rain", "snow"):
         f = 0.85 * c.field(1, 8, 16) + 0.42 * c.field(1, 4, 8) + 0.22 * c.field(1, 2, 4)
@@ -216,36 +230,35 @@ def _ground(c: _Canvas, scene: Scene) -> Tensor:
     return (c.rgb(base[key]) * texture).clamp(0, 1)
 
 
-def _ridges(c: _Canvas, channel: int, level: float, height: float) -> tuple[Tensor, Tensor]:
-    """A mountain line y(x), and light minus shadow of its slopes in [-1, 1]."""
-    shape = 0.8 * c.field(channel, 16, 8) + 0.5 * c.field(channel, 16, 4) + 0.05 * c.field(channel, 4, 2)
-    slope = -c.slope(shape, 3)
-    return level - height * shape, torch.tanh(5 * slope)
-
-
 def _mountain_range(
     c: _Canvas, scene: Scene, picture: Tensor, channel: int, level: float, height: float, far: float
 ) -> Tensor:
-    line, side = _ridges(c, channel, level, height)
+    """Peaks between `level` and `level - height`, lit from the left, with caps of snow."""
+    shape = c.peaks(channel, even=far < 0.4)
+    line = level - height * (shape + 0.035 * torch.tanh(c.curve(channel, 2)))
+    side = torch.tanh(-60 * c.slope(shape, 2))
+    depth = (c.y - line).clamp_min(0)
     rock = {
-        "summer": (0.36, 0.36, 0.4),
-        "autumn": (0.45, 0.35, 0.3),
+        "summer": (0.42, 0.4, 0.43),
+        "autumn": (0.48, 0.38, 0.32),
         "winter": (0.5, 0.55, 0.64),
-        "spring": (0.33, 0.4, 0.36),
+        "spring": (0.38, 0.43, 0.42),
     }
     cold = scene.season == "winter" or scene.weather == "snow"
-    paint = c.rgb(rock[scene.season]) * (1 + 0.42 * side)
-    snowline = level + (0.6 if cold else -0.35) * height
-    cap = smoothstep(0.03, -0.03, c.y - snowline - 0.03 * side)
-    paint = lerp(paint, c.rgb((0.95, 0.97, 1.0)) * (0.86 + 0.14 * side), cap)
+    light = 1 + 0.36 * side * (1 - 1.6 * depth).clamp_min(0.3)
+    paint = c.rgb(rock[scene.season]) * light
+    zigzag = (torch.remainder(c.px, 16) - 8).abs() / 8 - 0.5
+    snowline = level - (0.1 if cold else 0.52) * height + 0.05 * zigzag
+    cap = smoothstep(0.012, -0.012, c.y - snowline)
+    paint = lerp(paint, c.rgb((0.97, 0.98, 1.0)) * (0.84 + 0.16 * side), cap)
     return lerp(picture, _lit(c, scene, paint, far), c.above(line))
 
 
-def _mountains(c: _Canvas, scene: Scene, base: float = 0.72) -> Tensor:
+def _mountains(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene)
-    picture = _mountain_range(c, scene, picture, 0, base - 0.24, 0.1, 0.62)
-    picture = _mountain_range(c, scene, picture, 3, base - 0.12, 0.12, 0.3)
-    line = base + 0.1 + 0.03 * c.field(2, 16, 8)
+    picture = _mountain_range(c, scene, picture, 0, 0.66, 0.3, 0.55)
+    picture = _mountain_range(c, scene, picture, 3, 0.78, 0.46, 0.12)
+    line = 0.79 + 0.02 * torch.tanh(c.curve(2, 8))
     return lerp(picture, _lit(c, scene, _ground(c, scene), 0.05), c.above(line, 2.0))
 
 
@@ -292,7 +305,7 @@ def _sea(c: _Canvas, scene: Scene) -> Tensor:
 
 def _beach(c: _Canvas, scene: Scene) -> Tensor:
     picture = lerp(_sky(c, scene, 0.45), _water(c, scene, 0.45), c.above(torch.full_like(c.y, 0.45)))
-    line = 0.72 + 0.05 * c.field(2, 16, 16) + 0.12 * (c.x / c.aspect - 0.5)
+    line = 0.72 + 0.05 * torch.tanh(c.curve(2, 16)) + 0.12 * (c.x / c.aspect - 0.5)
     sand = c.rgb((0.93, 0.82, 0.6)) * (1 + 0.05 * c.field(3, 1, 2) + 0.05 * c.field(3, 4))
     wet = smoothstep(0.12, 0.0, c.y - line)
     sand = _lit(c, scene, sand * (1 - 0.3 * wet), 0.0)
@@ -303,8 +316,8 @@ def _beach(c: _Canvas, scene: Scene) -> Tensor:
 
 def _lake(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene)
-    picture = _mountain_range(c, scene, picture, 0, 0.45, 0.09, 0.55)
-    picture = _mountain_range(c, scene, picture, 3, 0.54, 0.07, 0.25)
+    picture = _mountain_range(c, scene, picture, 0, 0.58, 0.2, 0.5)
+    picture = _mountain_range(c, scene, picture, 3, 0.63, 0.26, 0.2)
     shore = 0.62
     rows = (2 * shore - c.y[0, 0, :, 0]).clamp(0, shore) * c.height
     mirror = blur(picture[:, :, rows.long().clamp(0, c.height - 1)], 2.5)
@@ -317,7 +330,7 @@ def _tree_line(c: _Canvas, channel: int, level: float, period: int, tall: float)
     strips = c.columns(channel, period // c.factor)
     t = (torch.remainder(c.px, period) / period - 0.5).abs() * 2
     size = tall * (1 + 0.28 * torch.tanh(strips))
-    return level + 0.03 * c.field(channel, 16, 16) - size * (1 - t)
+    return level - size * (1 - t)
 
 
 def _forest(c: _Canvas, scene: Scene) -> Tensor:
@@ -344,7 +357,28 @@ def _forest(c: _Canvas, scene: Scene) -> Tensor:
             paint = lerp(paint, c.rgb((0.93, 0.96, 1.0)), 0.75 * smoothstep(0.1, 0.8, branch))
         picture = lerp(picture, _lit(c, scene, paint.clamp(0, 1), far), c.above(line, 1.6))
     floor = _lit(c, scene, _ground(c, scene) * (1.0 if cold else 0.7), 0.0)
-    return lerp(picture, floor, c.above(0.9 + 0.02 * c.field(2, 8, 16), 3.0))
+    return lerp(picture, floor, c.above(0.9 + 0.01 * torch.tanh(c.curve(2, 8)), 3.0))
+
+
+def _capsule(c: _Canvas, x: float, top: float, bottom: float, radius: float) -> Tensor:
+    """Inside of an upright rounded bar, in units of the picture's height."""
+    dy = c.y - c.y.clamp(top, bottom)
+    distance = torch.sqrt((c.x - x) ** 2 + dy * dy + 1e-9)
+    return torch.sigmoid((radius - distance) * c.height / 1.2)
+
+
+def _cactus(c: _Canvas, scene: Scene, picture: Tensor) -> Tensor:
+    x = 0.25
+    green = c.rgb((0.16, 0.42, 0.2)) * (1 + 0.3 * torch.cos(c.px * (2 * torch.pi / 8)))
+    inside = _capsule(c, x, 0.42, 0.86, 0.034)
+    for side, top in ((-1.0, 0.52), (1.0, 0.48)):
+        arm = torch.maximum(
+            _capsule(c, x + side * 0.085, top, 0.64, 0.024),
+            torch.sigmoid((0.024 - (c.y - 0.65).abs()) * c.height / 1.2)
+            * torch.sigmoid((0.045 - (c.x - x - side * 0.042).abs()) * c.height / 1.2),
+        )
+        inside = torch.maximum(inside, arm)
+    return lerp(picture, _lit(c, scene, green.clamp(0, 1), 0.0), inside)
 
 
 def _desert(c: _Canvas, scene: Scene) -> Tensor:
@@ -352,23 +386,25 @@ def _desert(c: _Canvas, scene: Scene) -> Tensor:
     sand = c.rgb((0.93, 0.7, 0.4))
     if scene.season == "winter" or scene.weather == "snow":
         sand = c.rgb((0.92, 0.94, 0.98))
-    for channel, level, height, far in ((1, 0.56, 0.035, 0.5), (3, 0.66, 0.06, 0.25), (0, 0.82, 0.09, 0.0)):
-        shape = c.field(channel, 16, 16) + 0.35 * c.field(channel, 16, 8)
-        slope = -c.slope(shape, 4)
+    for channel, level, height, far in ((1, 0.58, 0.05, 0.45), (3, 0.68, 0.07, 0.2), (0, 0.82, 0.08, 0.0)):
+        shape = torch.tanh(c.curve(channel, c.noise.shape[2] // 4))
+        side = torch.tanh(-14 * c.slope(shape, 2))
         line = level - height * shape
         depth = (c.y - line).clamp_min(0)
-        paint = sand * (1 + 0.3 * torch.tanh(5 * slope)) * (1.05 - 0.45 * depth)
+        paint = sand * (1 + 0.24 * side * (1 - 3 * depth).clamp_min(0)) * (1.08 - 0.6 * depth)
         ripple = torch.cos(c.py * (2 * torch.pi / 8) + 1.2 * c.field(2, 4, 8))
-        paint = paint * (1 + 0.035 * ripple * (1 - far))
+        paint = paint * (1 + 0.05 * ripple * (1 - far))
         picture = lerp(picture, _lit(c, scene, paint.clamp(0, 1), far), c.above(line))
-    return picture
+    return _cactus(c, scene, picture)
 
 
 def _city(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene, 0.75)
     dark = scene.time in ("night", "sunset")
-    rows = ((1, 16, 0.62, 0.12, 0.5), (3, 32, 0.66, 0.2, 0.0))
-    for channel, width, level, vary, far in rows:
+    far_line = 0.5 - 0.13 * torch.tanh(c.columns(1, 4))
+    blue = _lit(c, scene, c.rgb((0.5, 0.56, 0.66)), 0.55)
+    picture = lerp(picture, blue.expand_as(picture), c.above(far_line, 1.0))
+    for channel, width, level, vary, far in ((3, 32, 0.64, 0.2, 0.0),):
         strips = c.columns(channel, width // c.factor)
         line = level - vary * torch.tanh(0.9 * strips) - 0.06
         tone = 0.5 + 0.5 * torch.tanh(c.columns(2, width // c.factor))
@@ -393,80 +429,112 @@ def _city(c: _Canvas, scene: Scene) -> Tensor:
     return lerp(picture, street.expand_as(picture), c.above(torch.full_like(c.y, 0.93)))
 
 
+def _lone_tree(c: _Canvas, scene: Scene, picture: Tensor) -> Tensor:
+    x, y = 0.25, 0.47
+    trunk = torch.sigmoid((0.016 - (c.x - x).abs()) * c.height / 1.2) * torch.sigmoid(
+        (0.13 - (c.y - y - 0.15).abs()) * c.height / 1.2
+    )
+    picture = lerp(picture, _lit(c, scene, c.rgb((0.34, 0.22, 0.12)), 0.0).expand_as(picture), trunk)
+    leaf = {
+        "summer": (0.16, 0.42, 0.13),
+        "autumn": (0.85, 0.42, 0.08),
+        "winter": (0.86, 0.91, 0.97),
+        "spring": (0.96, 0.66, 0.76),
+    }
+    tone = leaf["winter" if scene.weather == "snow" else scene.season]
+    local = c.field(1, 2)
+    distance = torch.sqrt((c.x - x) ** 2 + (c.y - y) ** 2 + 1e-9)
+    crown = torch.sigmoid((0.13 + 0.012 * torch.tanh(local) - distance) * c.height / 1.6)
+    light = 1 + 0.14 * torch.tanh(local) - 1.6 * (c.x - x) - 1.6 * (c.y - y)
+    return lerp(picture, _lit(c, scene, (c.rgb(tone) * light).clamp(0, 1), 0.0), crown)
+
+
 def _meadow(c: _Canvas, scene: Scene) -> Tensor:
     picture = _sky(c, scene, 0.6)
     ground = _ground(c, scene)
     for channel, level, height, far, gain in (
-        (1, 0.55, 0.06, 0.5, 0.8),
-        (3, 0.64, 0.07, 0.22, 0.95),
-        (0, 0.76, 0.06, 0.0, 1.1),
+        (1, 0.55, 0.06, 0.45, 0.85),
+        (3, 0.63, 0.06, 0.2, 1.0),
+        (0, 0.74, 0.05, 0.0, 1.12),
     ):
-        shape = c.field(channel, 16, 16)
-        slope = -c.slope(shape, 4)
+        shape = torch.tanh(c.curve(channel, c.noise.shape[2] // 4))
+        side = torch.tanh(-14 * c.slope(shape, 2))
         line = level - height * shape
-        paint = ground * gain * (1 + 0.22 * torch.tanh(5 * slope)) * (1.1 - 0.5 * (c.y - line).clamp_min(0))
+        depth = (c.y - line).clamp_min(0)
+        paint = ground * gain * (1 + 0.16 * side * (1 - 3 * depth).clamp_min(0)) * (1.12 - 0.7 * depth)
         picture = lerp(picture, _lit(c, scene, paint.clamp(0, 1), far), c.above(line, 1.6))
+    picture = _lone_tree(c, scene, picture)
     if scene.season in ("spring", "summer") and scene.weather != "snow":
-        near = smoothstep(0.7, 0.9, c.y)
-        for channel, tone in ((2, (0.98, 0.85, 0.2)), (3, (0.95, 0.3, 0.4)), (1, (0.98, 0.97, 0.98))):
-            limit = 1.2 if scene.season == "spring" else 2.0
-            flower = c.dots(channel, limit, limit + 0.5, 2.4)
+        near = smoothstep(0.72, 0.86, c.y)
+        limit = 0.0 if scene.season == "spring" else 1.0
+        for channel, tone in ((2, (0.98, 0.85, 0.2)), (3, (0.95, 0.3, 0.4))):
+            flower = c.specks(channel, limit, limit + 0.6, 2.2 if channel == 2 else 1.8)
             picture = lerp(picture, c.rgb(tone) * c.rgb(_TINT[scene.time]), flower * near)
     return picture
 
 
 def _space(c: _Canvas, _scene: Scene) -> Tensor:
-    cloud = 0.8 * c.field(1, 16) + 0.5 * c.field(1, 8) + 0.3 * c.field(1, 4)
-    hue = torch.sigmoid(1.5 * c.field(2, 16))
+    cloud = 0.8 * c.field(1, 8) + 0.5 * c.field(1, 4)
+    hue = torch.sigmoid(1.5 * c.field(2, 8))
     glow = smoothstep(-0.2, 1.8, cloud)
     picture = c.rgb((0.015, 0.015, 0.05)) + glow * lerp(
-        c.rgb((0.75, 0.15, 0.6)), c.rgb((0.1, 0.45, 0.9)), hue
+        c.rgb((0.6, 0.12, 0.5)), c.rgb((0.1, 0.36, 0.75)), hue
     )
-    picture = picture + c.dots(0, 1.2, 2.4, 1.4)
-    lx = (0.5 + 0.2 * torch.tanh(c.number(3, "top"))) * c.aspect
-    ly = 0.5 + 0.15 * torch.tanh(c.number(2, "top"))
-    radius = 0.2
-    dx, dy = (c.x - lx) / radius, (c.y - ly) / radius
+    picture = picture + c.specks(0, -0.4, 0.8, 1.7)
+    radius = 0.22
+    dx, dy = (c.x - 0.5 * c.aspect) / radius, (c.y - 0.5) / radius
     r = torch.sqrt(dx * dx + dy * dy + 1e-9)
-    band = 0.5 + 0.5 * torch.cos(9 * dy + 0.8 * c.field(3, 8))
-    planet = lerp(c.rgb((0.9, 0.62, 0.35)), c.rgb((0.55, 0.3, 0.25)), band) * (
+    band = 0.5 + 0.5 * torch.cos(9 * dy + 0.5 * c.field(3, 8))
+    planet = lerp(c.rgb((0.95, 0.68, 0.38)), c.rgb((0.6, 0.32, 0.25)), band) * (
         1.15 - 0.75 * smoothstep(-0.6, 1.1, dx + dy)
     )
-    return lerp(picture, planet.clamp(0, 1), torch.sigmoid((1 - r) * radius * c.height / 1.4)).clamp(0, 1)
+    picture = lerp(picture, planet.clamp(0, 1), torch.sigmoid((1 - r) * radius * c.height / 1.4))
+    # A ring, tilted, in front of the planet below its middle and behind it above.
+    along, across = dx + 0.25 * dy, (dy - 0.25 * dx) * 3.4
+    ring = torch.sqrt(along * along + across * across + 1e-9)
+    inside = torch.sigmoid((0.24 - (ring - 1.62).abs()) * radius * c.height / 2.5)
+    visible = torch.maximum(torch.sigmoid(across * 6), torch.sigmoid((r - 1) * radius * c.height / 1.4))
+    return lerp(picture, c.rgb((0.9, 0.8, 0.66)), 0.9 * inside * visible).clamp(0, 1)
+
+
+def _outline(kind: str, u: Tensor, v: Tensor) -> Tensor:
+    """Positive inside a shape of about unit radius, by roughly the distance to its border."""
+    r = torch.sqrt(u * u + v * v + 1e-9)
+    if kind == "circle":
+        return 1 - r
+    if kind == "square":
+        return 0.86 - torch.maximum(u.abs(), v.abs())
+    if kind == "triangle":
+        return torch.minimum(0.68 - v, ((v + 1.05) * 0.55 - u.abs()) * 0.88)
+    if kind == "star":
+        fifth = torch.pi / 5
+        angle = (torch.remainder(torch.atan2(u, -v) + fifth, 2 * fifth) - fifth).abs()
+        tip, notch = 1.1, 0.46
+        # The border runs from the tip (tip, 0) to the notch, in the frame of the nearest tip.
+        dx, dy = notch * math.cos(fifth) - tip, notch * math.sin(fifth)
+        return (-(r * torch.cos(angle) - tip) * dy + r * torch.sin(angle) * dx) / math.hypot(dx, dy)
+    if kind == "heart":
+        w = v + 0.05 + 0.55 * u.abs() - 0.3
+        return 0.9 - torch.sqrt(u * u * 0.85 + w * w + 1e-9)
+    return 0.26 - (r - 0.74).abs()
 
 
 def _shape(c: _Canvas, scene: Scene) -> Tensor:
-    size = 0.3 + 0.05 * torch.tanh(c.number(0))
-    cx = (0.5 + 0.13 * torch.tanh(c.number(3, "top"))) * c.aspect
-    cy = 0.5 + 0.11 * torch.tanh(c.number(2, "top"))
-    u, v = (c.x - cx) / size, (c.y - cy) / size
-    r = torch.sqrt(u * u + v * v + 1e-9)
-    if scene.kind == "circle":
-        inside = 1 - r
-    elif scene.kind == "square":
-        inside = 0.85 - torch.maximum(u.abs(), v.abs())
-    elif scene.kind == "triangle":
-        inside = torch.minimum(0.62 - v, (v + 1.0) * 0.5 - u.abs() * 0.88)
-    elif scene.kind == "star":
-        angle = torch.atan2(u, -v)
-        inside = 0.72 + 0.3 * torch.cos(5 * angle) - r
-    elif scene.kind == "heart":
-        w = v + 0.05 + 0.55 * u.abs() - 0.3
-        inside = 0.88 - torch.sqrt(u * u * 0.85 + w * w + 1e-9)
-    else:
-        inside = 0.24 - (r - 0.72).abs()
+    """A shape in the middle; the noise moves the light on it and on the ground."""
+    size = 0.37
+    inside = _outline(scene.kind, (c.x - 0.5 * c.aspect) / size, (c.y - 0.5) / size)
     paint = c.rgb(COLOURS[scene.colour])
-    light = 1 + 0.14 * torch.tanh(c.field(1, 16)) - 0.06 * v
+    light = 1 + 0.2 * torch.tanh(c.field(1, 16)) - 0.08 * (c.y - 0.5) / size
     if scene.background is None:
         back = (
             c.rgb((0.86, 0.87, 0.89)) if scene.colour not in ("white", "grey") else c.rgb((0.25, 0.3, 0.38))
         )
     else:
         back = c.rgb(COLOURS[scene.background])
-    back = back * (1 + 0.06 * torch.tanh(c.field(0, 16)) - 0.12 * (c.y - 0.5))
-    shadow = torch.sigmoid((inside - 0.02) * 5)
+    back = back * (1 + 0.12 * torch.tanh(c.field(0, 16)) - 0.12 * (c.y - 0.5))
+    shadow = torch.sigmoid((inside - 0.02) * 12)
     back = back * (1 - 0.25 * shadow)
-    mask = torch.sigmoid(inside * size * c.height / 1.3)
+    mask = torch.sigmoid(inside * size * c.height / 1.0)
     return lerp(back, (paint * light).clamp(0, 1), mask)
 
 
@@ -502,5 +570,5 @@ def draw_scene(noise: Tensor, scene: Scene, factor: int = 4) -> Tensor:
         drop = smoothstep(1.0, 2.0, c.field(2, 4, 1))
         picture = lerp(picture, picture * 0.5 + 0.5 * (0.3 + 0.6 * luma(_haze(c, scene))), 0.8 * drop)
     elif scene.weather == "snow":
-        picture = lerp(picture, c.rgb((0.97, 0.98, 1.0)), c.dots(2, 0.7, 1.6, 2.2))
+        picture = lerp(picture, c.rgb((0.97, 0.98, 1.0)), c.specks(2, -0.4, 0.6, 2.3))
     return picture.clamp(0, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.ops import blur, lerp, luma
+from training.mini.ops import blur, colour, lerp, luma
 
 
 def _uniform(batch: int, low: float, high: float, device: torch.device) -> Tensor:
@@ -114,9 +114,7 @@ def room(batch: int, height: int, width: int, device: torch.device) -> Tensor:
         if index % 4 == 3:  # a row of books or slats
             hx, hy = _uniform(batch, 0.15, 0.4, device), _uniform(batch, 0.05, 0.11, device)
             stripe = torch.floor((xs - cx) / _uniform(batch, 0.02, 0.05, device))
-            tint = torch.sin(
-                stripe * torch.tensor([12.9, 78.2, 37.7], device=device).view(1, 3, 1, 1) + cx * 90
-            )
+            tint = torch.sin(stripe * colour((12.9, 78.2, 37.7), xs) + cx * 90)
             inside = (0.45 + 0.35 * tint) * (0.7 + 0.3 * _random_colour(batch, device))
         else:
             glow = _uniform(batch, -0.6, 0.6, device)
@@ -163,11 +161,11 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     hy = ys - cy
     light = u(-1, 1)
     skin = lerp(
-        torch.tensor([0.95, 0.76, 0.64], device=device).view(1, 3, 1, 1),
-        torch.tensor([0.36, 0.22, 0.15], device=device).view(1, 3, 1, 1),
+        colour((0.95, 0.76, 0.64), xs),
+        colour((0.36, 0.22, 0.15), xs),
         torch.rand(batch, 1, 1, 1, device=device) ** 1.3,
     ) * u(0.75, 1.1)
-    hair_colour = torch.tensor([0.25, 0.17, 0.1], device=device).view(1, 3, 1, 1) * u(0.2, 2.6) + u(0, 0.12)
+    hair_colour = colour((0.25, 0.17, 0.1), xs) * u(0.2, 2.6) + u(0, 0.12)
     texture = fractal_noise(batch, 3, height, width, device, 0.8)
     # long hair behind the head
     long_hair = chance(0.4)
@@ -201,7 +199,7 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
         picture = _fill(
             picture,
             0.3 * cheek * head,
-            skin * torch.tensor([1.1, 0.75, 0.72], device=device).view(1, 3, 1, 1),
+            skin * colour((1.1, 0.75, 0.72), xs),
         )
     # hair on top: an ellipse minus the face below the hairline
     line = u(-0.65, -0.3) * ry + u(-0.1, 0.1) * hx
@@ -211,9 +209,7 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     picture = _fill(picture, chance(0.9) * top * above, strands.clamp(0, 1))
     # eyes
     ex, ey = u(0.36, 0.46) * rx, u(-0.16, -0.02) * ry
-    iris = torch.rand(batch, 3, 1, 1, device=device) * torch.tensor([0.4, 0.5, 0.6], device=device).view(
-        1, 3, 1, 1
-    )
+    iris = torch.rand(batch, 3, 1, 1, device=device) * colour((0.4, 0.5, 0.6), xs)
     open_ = u(0.06, 0.12)
     gaze = u(-0.05, 0.05) * size
     glasses = chance(0.3)
@@ -243,7 +239,7 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
     tip = _ellipse(hx, hy, zero, 0.34 * ry, 0.14 * size, 0.05 * size, 0.02)
     picture = _fill(picture, 0.5 * tip, skin * 0.55)
     smile = u(-0.6, 0.9) * (hx**2) / size
-    lips = skin * torch.tensor([0.95, 0.5, 0.5], device=device).view(1, 3, 1, 1)
+    lips = skin * colour((0.95, 0.5, 0.5), xs)
     mouth_w, mouth_y = u(0.22, 0.36) * size, u(0.52, 0.62) * ry
     picture = _fill(picture, _ellipse(hx, hy + smile, zero, mouth_y, mouth_w, u(0.06, 0.12) * size), lips)
     teeth = chance(0.35) * _ellipse(hx, hy + smile, zero, mouth_y, mouth_w * 0.8, 0.045 * size)

@@ -48,11 +48,19 @@ def _outline(x: Tensor, sigma: float = 1.3, gain: float = 24.0) -> Tensor:
     return torch.maximum(ink, smoothstep(0.75, 1.0, edges(x, sigma, 9.0)) * 0.9)
 
 
+def _hatching(x: Tensor, rising: bool) -> Tensor:
+    """Diagonal pencil strokes in [0, 1], one every 8 pixels."""
+    xs, ys = grid(x)
+    across = xs + ys if rising else xs - ys
+    return 0.5 + 0.5 * torch.cos(across * (2 * torch.pi / 8))
+
+
 def pencil(x: Tensor) -> Tensor:
-    light = luma(blur(x, 1.0))
+    light = luma(blur(x, 2.0))
     line = edges(x, 1.3, 15.0)
-    shade = 0.22 * smoothstep(0.65, 0.1, blur(light, 3.0))
-    tone = (1 - 0.85 * line) * (1 - shade)
+    shade = 0.6 * smoothstep(0.62, 0.3, light) * _hatching(x, True)
+    shade = torch.maximum(shade, 0.75 * smoothstep(0.32, 0.08, light) * _hatching(x, False))
+    tone = (1 - 0.9 * line) * (1 - shade)
     return tone.clamp(0.06, 1) * colour((0.99, 0.98, 0.95), x)
 
 
@@ -63,32 +71,58 @@ def charcoal(x: Tensor) -> Tensor:
 
 
 def oil(x: Tensor) -> Tensor:
-    y = contrast(saturate(blur(x, 1.6), 1.75), 1.15)
-    gx, gy = gradient(blur(luma(x), 1.2))
-    return (y + 0.3 * torch.tanh(7.5 * (gx + gy))).clamp(0, 1)
+    vivid = contrast(saturate(kuwahara(x, 3), 1.7), 1.15)
+    stroke, border = cell_colours(vivid, 3, 1.2, 4.0)
+    y = lerp(stroke, vivid, 0.4)
+    xs, ys = grid(x)
+    bristle = torch.cos((xs + ys) * (2 * torch.pi / 8)) * smoothstep(0.0, 2.0, border)
+    ridge, _ = gradient(smoothstep(0.0, 3.0, border).expand_as(x[:, :1]))
+    return (y * (1 + 0.14 * bristle) + 0.45 * ridge * (0.25 + y)).clamp(0, 1)
 
 
 def watercolor(x: Tensor) -> Tensor:
-    y = saturate(blur(x, 2.2), 1.6)
-    y = 1 - (1 - y) * 0.62
-    y = lerp(y, torch.ones_like(y), 0.8 * smoothstep(0.72, 0.97, luma(y)))
-    return (y * (1 - 0.42 * edges(x, 1.8, 13.0))).clamp(0, 1)
+    wash = saturate(kuwahara(blur(x, 1.0), 4), 1.7)
+    wash = 1 - (1 - wash) * 0.68
+    wash = lerp(wash, torch.ones_like(wash), 0.85 * smoothstep(0.62, 0.95, luma(wash)))
+    stain, _ = cell_colours(luma(wash), 2, 4.0)
+    wash = wash * (1 + 0.5 * (stain - blur(luma(wash), 4.0)))
+    y = wash * (1 - 0.55 * edges(x, 1.8, 13.0) * (1.2 - wash))
+    return lerp(y, colour((0.99, 0.98, 0.96), x), _margin(x)).clamp(0, 1)
+
+
+def _margin(x: Tensor) -> Tensor:
+    """1 on the bare paper around a painting, with a ragged inner border."""
+    h, w = x.shape[-2:]
+    xs, ys = grid(x)
+    inside = torch.minimum(torch.minimum(xs, w - 1 - xs), torch.minimum(ys, h - 1 - ys))
+    u, v = xs * (2 * torch.pi / 32), ys * (2 * torch.pi / 32)
+    ragged = 1.6 * (torch.cos(u + 1.0) + torch.cos(v + 2.0)) + 1.3 * (
+        torch.cos(2 * u) + torch.cos(2 * v + 1.0)
+    )
+    ragged = ragged + 0.9 * torch.cos(3 * u + 0.5) + 0.9 * torch.cos(3 * v)
+    return smoothstep(3.0, -3.0, inside - 12.0 - ragged)
 
 
 def cartoon(x: Tensor) -> Tensor:
-    y = contrast(saturate(blur(x, 1.5), 1.8), 1.1)
-    y = 1 - (1 - y) * 0.88
-    return (y * (1 - 0.92 * edges(x, 1.5, 15.0))).clamp(0, 1)
+    flat = kuwahara(blur(x, 1.0), 4)
+    light = luma(flat)
+    stepped = levels(contrast(light, 1.15, 0.45), 4, 0.3) * 0.82 + 0.16
+    y = saturate((flat * ((stepped + 0.05) / (light + 0.05)).clamp(0.3, 2.6)).clamp(0, 1), 1.9)
+    line = smoothstep(0.45, 0.8, edges(blur(x, 1.2), 1.6, 17.0))
+    return (y * (1 - 0.96 * line)).clamp(0, 1)
 
 
 def comic(x: Tensor) -> Tensor:
     light = luma(blur(x, 2.0))
-    flat = contrast(saturate(blur(x, 1.5), 1.8), 1.4)
+    flat = saturate(blur(x, 1.5), 2.0)
+    flat = (flat * (0.25 + 0.75 * levels(contrast(light, 1.2), 3, 0.4)) / (light + 0.08)).clamp(0, 1)
+    flat = 1 - (1 - saturate(flat, 1.2)) * 0.9
     xs, ys = grid(x)
     dot = 0.5 + 0.25 * (torch.cos(xs * (2 * torch.pi / 8)) + torch.cos(ys * (2 * torch.pi / 8)))
-    ink = smoothstep(-0.18, 0.18, dot - contrast(light, 1.1) - 0.12)
-    y = flat * (1 - 0.6 * ink)
-    return (y * (1 - 0.95 * edges(x, 1.5, 17.0))).clamp(0, 1)
+    ink = smoothstep(-0.15, 0.15, dot - 0.35 - 1.3 * light)
+    paper = colour((1.0, 0.96, 0.84), x)
+    y = flat * paper * (1 - ink * colour((0.35, 0.8, 0.7), x))
+    return (y * (1 - 0.96 * smoothstep(0.4, 0.8, edges(x, 1.5, 17.0)))).clamp(0, 1)
 
 
 def halftone(x: Tensor) -> Tensor:
@@ -114,7 +148,10 @@ def stained_glass(x: Tensor) -> Tensor:
 
 
 def pixel_art(x: Tensor) -> Tensor:
-    return blocks(contrast(saturate(x, 1.5), 1.15), 16)
+    y = levels(blocks(contrast(saturate(x, 1.7), 1.2), 8), 5, 0.5)
+    xs, ys = grid(x)
+    u, v = (torch.remainder(xs, 8) - 3.5).abs(), (torch.remainder(ys, 8) - 3.5).abs()
+    return y * (1 - 0.2 * smoothstep(2.4, 3.6, torch.maximum(u, v)))
 
 
 def bricks(x: Tensor) -> Tensor:
@@ -218,22 +255,34 @@ def sunset(x: Tensor) -> Tensor:
 
 def night(x: Tensor) -> Tensor:
     light = luma(x)
-    y = lerp(light.expand_as(x), x, 0.45) * colour((0.26, 0.36, 0.68), x) + colour((0.0, 0.01, 0.06), x)
+    y = lerp(light.expand_as(x), contrast(x, 1.15), 0.45) * colour((0.3, 0.42, 0.78), x)
+    y = y + colour((0.0, 0.01, 0.06), x)
     lamp = smoothstep(0.72, 0.95, light)
     y = y + blur(lamp, 5.0) * colour((0.28, 0.22, 0.1), x) + lamp * colour((0.3, 0.26, 0.16), x)
     return (y * vignette(x, 0.45)).clamp(0, 1)
 
 
+def _snowflakes(x: Tensor) -> Tensor:
+    """White flakes of three sizes, the same four in every 32-pixel square."""
+    xs, ys = grid(x)
+    total = torch.zeros_like(x[:, :1])
+    for cx, cy, sigma in ((6.0, 8.0, 2.2), (22.0, 4.0, 1.5), (14.0, 21.0, 1.9), (28.0, 26.0, 1.6)):
+        u, v = torch.remainder(xs, 32) - cx, torch.remainder(ys, 32) - cy
+        total = total + torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
+    return total.clamp(0, 1)
+
+
 def winter(x: Tensor) -> Tensor:
     light = luma(x)
-    y = lerp(light.expand_as(x), x, 0.35) * colour((0.82, 0.92, 1.04), x)
-    y = 1 - (1 - y) * 0.72
+    y = lerp(light.expand_as(x), x, 0.35) * colour((0.76, 0.88, 1.04), x)
+    y = 1 - (1 - y) * 0.8
     _, gy = gradient(blur(light, 2.0))
-    snow = torch.tanh((-gy * 30 - 0.25).clamp_min(0))
+    snow = torch.tanh((-gy * 34 - 0.2).clamp_min(0))
     snow = torch.maximum(snow, blur(snow, 2.0))
     y = lerp(y, colour((0.97, 0.99, 1.0), x), 0.95 * snow)
-    frost = 1 - vignette(x, 0.75)
-    return lerp(y, colour((0.93, 0.97, 1.0), x), frost).clamp(0, 1)
+    frost = 1 - vignette(x, 0.6)
+    y = lerp(y, colour((0.93, 0.97, 1.0), x), frost)
+    return lerp(y, torch.ones_like(y), 0.9 * _snowflakes(x)).clamp(0, 1)
 
 
 def autumn(x: Tensor) -> Tensor:
@@ -300,8 +349,9 @@ def fog(x: Tensor) -> Tensor:
 def dream(x: Tensor) -> Tensor:
     y = saturate(x, 1.2) * colour((1.06, 0.95, 1.05), x)
     glow = blur(y, 7.0)
-    y = 1 - (1 - 0.8 * y) * (1 - 0.6 * glow)
-    return lerp(y, colour((1.0, 0.86, 0.95), x), 0.15).clamp(0, 1)
+    y = 1 - (1 - 0.75 * y) * (1 - 0.75 * glow)
+    light = 1 - vignette(x, 0.8)
+    return lerp(y, colour((1.0, 0.88, 0.96), x), 0.15 + 0.8 * light).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,18 @@
 """Train the embedded model from nothing: `python -m training.mini.train --minutes 10 --out runs/mini`.
 
-Three phases by the clock: the autoencoder, then a pool of drawn samples in its latents, then text encoder
-and UNet together. Checkpoints are written all along; `--resume DIR` goes on from one with a fresh optimiser,
-so that a run can be split. `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried
-and what came of it.
+Three phases by the clock: the autoencoder, then pools of drawn samples in its latents, then text encoder and
+UNet together. Checkpoints are written all along; `--resume DIR` goes on from one with a fresh optimiser, so
+that a run can be split. `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and
+what came of it.
 """
 
 import argparse
 import json
 import logging
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,180 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.mini.batch import Batch, Carry, assemble
+from training.mini.drawing import Drawer, Pool, as_bytes
+from training.mini.losses import Discriminator, picture_loss
 from training.mini.model import FACTOR, GRID, Parts, noise_levels
-from training.mini.prompts import Request, phrase, picture_request, scene_request, style_request
-from training.mini.scenes import draw_scene
-from training.mini.sources import draw_sources
-from training.mini.styles import apply
-from training.mini.tokenizer import MAX_TOKENS
+from training.mini.settings import COMPILE_ONLY, SMALL, Settings, Shape
 
 log = logging.getLogger("training.mini")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One picture size of the UNet's training.
-
-    Attributes:
-        every: the size of every so many-th step; of several sizes due, the last listed is taken.
-        batch: rows of a step.
-        scenes: share of video mode among fresh rows; the others are repainted pictures.
-        pool: drawn samples kept at a time.
-        crop: train on square windows of so many pixels and on the favourite styles; moods need the whole
-            picture.
-    """
-
-    height: int
-    width: int
-    every: int
-    batch: int
-    scenes: float
-    pool: int
-    crop: int | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Sizes and times of one run; the defaults fill one large GPU for ten minutes.
-
-    `near` is the share of noised sources near the default strength; `favourites` are styles asked for more
-    often in windows; `steps` ends the UNet's training early; the first of `shapes` is the one that is
-    compiled, and that the autoencoder learns from.
-    """
-
-    minutes: float = 9.4
-    vae_minutes: float = 1.0
-    shapes: tuple[Shape, ...] = (
-        Shape(256, 256, 1, 512, 0.5, 8192),
-        Shape(512, 512, 24, 128, 0.5, 512),
-        Shape(256, 448, 20, 288, 0.5, 512),
-    )
-    vae_batch: int = 128
-    vae_crop: int = 128
-    vae_pool: int = 2048
-    chunk: int = 256
-    group: int = 16
-    refresh_every: int = 8
-    pixel_share: float = 0.25
-    near: float = 0.5
-    rate: float = 1.6e-3
-    vae_rate: float = 2e-3
-    decay: float = 0.999
-    favourites: tuple[str, ...] = ()
-    compile: bool = True
-    steps: int | None = None
-    seed: int = 0
-
-
-REFINE = Settings(
-    minutes=60,
-    vae_minutes=0,
-    shapes=(Shape(256, 256, 1, 12, 0.0, 160, crop=128), Shape(256, 256, 10, 4, 0.5, 64)),
-    chunk=16,
-    group=2,
-    refresh_every=64,
-    near=0.9,
-    pixel_share=0.34,
-    rate=1e-3,
-    decay=0.99,
-    favourites=("pencil", "oil", "watercolor", "cartoon", "comic", "mosaic", "pixel_art", "charcoal"),
-    compile=False,
-    seed=1,
-)
-"""An hour on a few CPU cores that goes on from a checkpoint: small pictures, mostly the styles that are
-hard.
-"""
-
-SMALL = Settings(
-    minutes=0.5,
-    vae_minutes=0.15,
-    shapes=(Shape(64, 64, 1, 8, 0.5, 32), Shape(64, 96, 4, 8, 0.5, 8)),
-    vae_batch=8,
-    vae_crop=32,
-    vae_pool=16,
-    chunk=8,
-    group=4,
-    compile=False,
-)
-"""The same run for a test: everything is walked through, nothing is learned well."""
-
-
-class Drawer:
-    """Draws training pairs: a source picture, what the prompt makes of it, and the prompt's tokens."""
-
-    def __init__(self, parts: Parts, settings: Settings, device: torch.device) -> None:
-        self.tokenizer = parts.tokenizer
-        self.settings = settings
-        self.device = device
-        self.random = random.Random(settings.seed)
-
-    def tokens(self, requests: list[Request]) -> Tensor:
-        texts = [phrase(request, self.random) for request in requests]
-        encoded = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True)
-        return torch.tensor(encoded["input_ids"], device=self.device)
-
-    def _groups(self, count: int) -> Iterator[slice]:
-        for start in range(0, count, self.settings.group):
-            yield slice(start, min(start + self.settings.group, count))
-
-    def pictures(
-        self, count: int, height: int, width: int, moods: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sources and repainted pictures (B, 3, H, W) in [0, 1], and tokens (B, 32): image mode."""
-        sources = draw_sources(count, height, width, self.device)
-        order = torch.randperm(count, device=self.device)
-        sources = sources[order]
-        # Some sources are landscapes, which people also show to a camera.
-        some = max(1, count // 8)
-        noise = torch.randn(some, 4, height // FACTOR, width // FACTOR, device=self.device)
-        scene = scene_request(self.random).scene
-        assert scene is not None
-        sources[:some] = draw_scene(noise, scene)
-        targets, requests = [], []
-        for part in self._groups(count):
-            if moods:
-                request = picture_request(self.random)
-            else:
-                request = style_request(self.random, self.settings.favourites)
-            targets.append(apply(sources[part], request.style, request.mood))
-            requests += [request] * (part.stop - part.start)
-        return sources, torch.cat(targets), self.tokens(requests)
-
-    def scenes(self, count: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, 4, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
-        noise = torch.randn(count, 4, height // FACTOR, width // FACTOR, device=self.device)
-        targets, requests = [], []
-        for part in self._groups(count):
-            request = scene_request(self.random)
-            assert request.scene is not None
-            targets.append(apply(draw_scene(noise[part], request.scene), request.style, request.mood))
-            requests += [request] * (part.stop - part.start)
-        return noise, torch.cat(targets), self.tokens(requests)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return (x * 255 + 0.5).clamp(0, 255).to(torch.uint8)
-
-
-def _gradient_loss(a: Tensor, b: Tensor) -> Tensor:
-    d = a - b
-    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
-
-
-def _picture_loss(a: Tensor, b: Tensor) -> Tensor:
-    """L1 on pixels, on their differences, and on 8-pixel means; pictures in [-1, 1]."""
-    return (a - b).abs().mean() + _gradient_loss(a, b) + functional.avg_pool2d(a - b, 8).abs().mean()
-
-
 def _rate(progress: float, step: int, peak: float, warmup: int) -> float:
-    """Linear warm-up by steps, then cosine decay by the clock to 2 % of the peak."""
-    return (
-        peak
-        * min(1.0, (step + 1) / warmup)
-        * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-    )
+    """Linear warm-up by steps, then cosine decay by the clock to 1 % of the peak."""
+    decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * min(1.0, (step + 1) / warmup) * decay
 
 
 class Average:
@@ -239,6 +79,7 @@ class Run:
         parts.to(memory_format=self.layout)
         self.drawer = Drawer(self.parts, settings, device)
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=device)
+        self.grid = torch.tensor(GRID, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16)
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()
@@ -246,8 +87,12 @@ class Run:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def _compiled(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+    def compiled(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         return torch.compile(function, dynamic=False) if self.settings.compile else function
+
+    def optimiser(self, parameters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.AdamW:
+        fused = self.device.type == "cuda"
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
 
     def note(self, **values: float) -> None:
         self.history.append({"seconds": round(self.seconds(), 1), **values})
@@ -267,12 +112,14 @@ class Run:
         s, vae = self.settings, self.parts.vae
         vae.train()
         begin, main = self.seconds(), s.shapes[0]
+        rows = min(s.group, s.vae_pool // 2)
 
-        def draw(rows: int) -> Tensor:
-            sources, styled, _ = self.drawer.pictures(rows // 2, main.height, main.width)
-            _, scenes, _ = self.drawer.scenes(rows - rows // 2, main.height, main.width)
-            sources[rows // 4 :] = styled[rows // 4 :]
-            return _bytes(torch.cat([sources, scenes]))
+        def draw(scenes: bool) -> Tensor:
+            if scenes:
+                return as_bytes(self.drawer.scenes(rows, main)[1])
+            sources, styled, _ = self.drawer.pictures(rows, main)
+            sources[rows // 2 :] = styled[rows // 2 :]
+            return as_bytes(sources)
 
         def loss_of(x: Tensor, noise: Tensor) -> Tensor:
             with self.autocast:
@@ -284,19 +131,20 @@ class Run:
             spread = (flat - mean).T @ (flat - mean) / len(flat)
             shape = (spread - torch.eye(len(mean), device=z.device)).square().mean() + mean.square().mean()
             bound = functional.relu(z.abs() - 2.6).mean()
-            loss: Tensor = _picture_loss(y, x) + 0.05 * shape + 0.5 * bound
+            loss: Tensor = picture_loss(y, x) + 0.05 * shape + 0.5 * bound
             return loss
 
-        loss_function = self._compiled(loss_of)
-        optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        loss_function = self.compiled(loss_of)
+        parameters = list(vae.parameters())
+        optimiser = self.optimiser(parameters, s.vae_rate, 0.0)
         average = Average([vae], 0.998)
-        rows = min(s.chunk, s.vae_pool)
-        pool = torch.cat([draw(rows) for _ in range(s.vae_pool // rows)])
+        pool = torch.cat([draw(k % 2 == 1) for k in range(s.vae_pool // rows)])
+        self.note(phase=1, step=0)
         step = 0
         while self.seconds() < until:
-            if step % 24 == 23:
-                where = step // 24 % (len(pool) // rows) * rows
-                pool[where : where + rows] = draw(rows)
+            if step % 4 == 3:
+                where = step // 4 % (len(pool) // rows) * rows
+                pool[where : where + rows] = draw(step // 4 % 2 == 1)
             top = int(torch.randint(0, main.height - s.vae_crop + 1, ()))
             left = int(torch.randint(0, main.width - s.vae_crop + 1, ()))
             index = torch.randint(0, len(pool), (s.vae_batch,), device=self.device)
@@ -307,12 +155,14 @@ class Run:
                 group["lr"] = _rate((self.seconds() - begin) / max(1e-6, until - begin), step, s.vae_rate, 50)
             loss = loss_function(x, noise)
             loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             average.update()
-            if step % 250 == 0:
-                self.note(phase=1, step=step, vae_loss=round(loss.item(), 4))
+            if step % 50 == 0:  # reading a figure keeps the queue of work short, so that the clock is right
+                value = round(loss.item(), 4)
+                if step % 500 == 0:
+                    self.note(phase=1, step=step, vae_loss=value)
             step += 1
         average.swap()
         vae.eval().requires_grad_(False)
@@ -320,241 +170,114 @@ class Run:
 
     # UNet and text encoder
 
-    def unet_loss(
-        self, x: Tensor, t: Tensor, context: Tensor, target: Tensor, pixels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, its latent part, the predicted clean latents; `pixels` are of the first rows only."""
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         with self.autocast:
-            predicted = self.parts.unet(x, t, context).sample
-            decoded = self.parts.vae.decode(predicted[: len(pixels)]).sample
-        predicted = predicted.float()
+            predicted: Tensor = self.parts.unet(x, t, context).sample
+        return predicted.float()
+
+    def loss(
+        self, predicted: Tensor, target: Tensor, shown: Tensor, pixels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, its latent part, and the decoded windows `shown` of the prediction in [-1, 1]."""
+        with self.autocast:
+            decoded = self.parts.vae.decode(shown).sample
+        decoded = decoded.float()
         latent = (predicted - target).abs().mean()
-        picture = _picture_loss(decoded.float(), pixels.float() / 127.5 - 1)
-        return latent + picture, latent.detach(), predicted.detach()
+        return latent + picture_loss(decoded, pixels.float() / 127.5 - 1), latent.detach(), decoded
+
+    def window(self, predicted: Tensor, batch: Batch, shape: Shape) -> tuple[Tensor, Tensor]:
+        """One window of the first rows: predicted latents, and target pictures as bytes."""
+        s = self.settings
+        side, rows = s.window, max(1, int(len(predicted) * s.pixel_rows))
+        top, left = (
+            32 * int(torch.randint(0, (size - side) // 32 + 1, ())) for size in (shape.height, shape.width)
+        )
+        small = predicted[
+            :rows, :, top // FACTOR : (top + side) // FACTOR, left // FACTOR : (left + side) // FACTOR
+        ]
+        large = batch.pixels[:rows, :, top : top + side, left : left + side]
+        return small.contiguous(memory_format=self.layout), large.contiguous(memory_format=self.layout)
 
     def train_unet(self, until: float) -> None:
         """Learn the clean latent of what the prompt asks for, from pure noise or from a noised source."""
         s, parts = self.settings, self.parts
-        unet, text = parts.unet.train(), parts.text.train()
         parts.vae.eval().requires_grad_(False)
-        modules: list[nn.Module] = [unet, text]
+        modules: list[nn.Module] = [parts.unet.train(), parts.text.train()]
         parameters = [p for module in modules for p in module.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=s.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        optimiser = self.optimiser(parameters, s.rate, 0.01)
         average = Average(modules, s.decay)
-
-        loss_of = self.unet_loss
-        compiled = self._compiled(loss_of)
+        critic = Critic(self) if s.adversarial else None
+        predict, loss_of = self.compiled(self.predict), self.compiled(self.loss)
         pools = {shape: Pool(self, shape) for shape in s.shapes}
-        for pool in pools.values():
-            pool.fill()
         self.note(phase=2, step=0)
         begin, step, rows = self.seconds(), 0, 0
         carries: dict[Shape, Carry] = {}
         while self.seconds() < until and step != s.steps:
             shape = next(shape for shape in reversed(s.shapes) if step % shape.every == shape.every - 1)
-            pool = pools[shape]
-            if step % s.refresh_every == 0:
-                pool.refresh()
-            batch, carried = self.assemble(pool, carries.get(shape))
+            main = shape == s.shapes[0]
+            progress = (self.seconds() - begin) / max(1e-6, until - begin)
+            batch = assemble(pools[shape], carries.get(shape), s, self.b, self.grid)
+            pools[shape].refresh()
             rows += len(batch.x)
             with self.autocast:
-                context = text(batch.tokens)[0]
+                context = parts.text(batch.tokens)[0]
             for group in optimiser.param_groups:
-                group["lr"] = _rate((self.seconds() - begin) / max(1e-6, until - begin), step, s.rate, 150)
-            function = compiled if shape == s.shapes[0] else loss_of
-            share = max(1, int(len(batch.x) * s.pixel_share))
-            loss, latent, predicted = function(batch.x, batch.t, context, batch.target, batch.pixels[:share])
+                group["lr"] = _rate(progress, step, s.rate, s.warmup)
+            x = batch.x.contiguous(memory_format=self.layout)
+            predicted = (predict if main else self.predict)(x, batch.t, context)
+            shown, pixels = self.window(predicted, batch, shape)
+            loss, latent, decoded = (loss_of if main else self.loss)(predicted, batch.target, shown, pixels)
+            if critic is not None and progress > 1 - s.adversarial_share:
+                loss = loss + s.adversarial * critic.judge(decoded, pixels.float() / 127.5 - 1)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             average.update()
-            carries[shape] = batch.carry(predicted, carried)
+            carries[shape] = batch.carry(predicted.detach())
             if step % 50 == 0:
-                values = {"loss": round(loss.item(), 4), "latent": round(latent.item(), 4)}
-                self.note(phase=2, step=step, samples=rows, **values)
-                if time.monotonic() - self.saved > 45:
+                values = {"loss": loss.item(), "latent": latent.item(), "norm": norm.item()}
+                if step % 200 == 0:
+                    self.note(phase=2, step=step, rows=rows, **{k: round(v, 4) for k, v in values.items()})
+                if time.monotonic() - self.saved > 60:
                     average.swap()
                     self.save()
                     average.swap()
             step += 1
         average.swap()
-        self.note(phase=2, step=step, samples=rows)
+        self.note(phase=2, step=step, rows=rows)
         self.save()
 
-    def assemble(self, pool: "Pool", carry: "Carry | None") -> "tuple[Batch, int]":
-        """A batch of three kinds: scenes from pure noise, noised sources, and the model's own results once
-        more.
 
-        The rows are mixed by a permutation, so that the first ones (whose pixels are compared) are of all
-        kinds.
-        """
-        carried = 0 if carry is None else len(carry.latent)
-        rows = pool.shape.batch
-        first = round((rows - carried) * pool.shape.scenes)
-        rest = rows - carried - first
-        v = torch.randint(0, pool.scenes, (first,), device=self.device)
-        i = torch.randint(pool.scenes, pool.size, (rest,), device=self.device)
-        # Time steps: a share of the noised sources near the default strength, the others anywhere below pure
-        # noise.
-        grid = torch.tensor(GRID, device=self.device)
-        close = int(rest * self.settings.near)
-        near = torch.randint(18, 32, (close,), device=self.device)
-        wide = torch.randint(1, 50, (rest - close,), device=self.device)
-        ti = grid[torch.cat([near, wide])]
-        small, large = pool.window()
-        source, target = pool.source[i][small].float(), pool.target[i][small].float()
-        pixels = pool.pixels[i][large]
-        # Below half strength the result moves from the source to the repainted picture.
-        move = (ti.float() / 420).clamp(0, 1).view(-1, 1, 1, 1)
-        move = move * move * (3 - 2 * move)
-        styled = (torch.rand(rest, 1, 1, 1, device=self.device) < 0.15).float()
-        move = torch.maximum(move, styled)
-        start = source + (target - source) * styled
-        target = source + (target - source) * move
-        drawn = pool.drawn[i][large].float()
-        pixels = _bytes((drawn + (pixels.float() - drawn) * move) / 255)
-        latents = [torch.zeros_like(target[:1]).expand(first, -1, -1, -1), start]
-        times = [torch.full((first,), 999, device=self.device), ti]
-        targets, tokens = [pool.target[v][small].float(), target], [pool.tokens[v], pool.tokens[i]]
-        pictures = [pool.pixels[v][large], pixels]
-        noises = [pool.source[v][small].float(), torch.randn_like(start)]
-        if carry is not None:
-            share = torch.rand(carried, device=self.device) * 0.9 + 0.05
-            later = ((share * (carry.t + 1) / 20).round().clamp(min=1) * 20 - 1).long()
-            latents.append(carry.latent)
-            times.append(later)
-            targets.append(carry.target)
-            tokens.append(carry.tokens)
-            pictures.append(carry.pixels)
-            noises.append(torch.randn_like(carry.latent))
-        t = torch.cat(times)
-        b = self.b[t].view(-1, 1, 1, 1)
-        x = torch.sqrt(1 - b * b) * torch.cat(latents) + b * torch.cat(noises)
-        x[:first] = noises[0]
-        # Rows worth a second look: scenes from pure noise, sources at half strength and above, and some
-        # carried ones.
-        keep = max(1, rows * 18 // 100)
-        eligible = torch.cat(
-            [torch.arange(first), first + torch.arange(close), first + rest + torch.arange(carried // 3)]
-        )
-        chosen = eligible[torch.randperm(len(eligible))[:keep]].to(self.device)
-        order = torch.randperm(rows, device=self.device)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(rows, device=self.device)
-        return (
-            Batch(
-                x[order].contiguous(memory_format=self.layout),
-                t[order],
-                torch.cat(tokens)[order],
-                torch.cat(targets)[order],
-                torch.cat(pictures)[order],
-                inverse[chosen],
-            ),
-            carried,
-        )
+class Critic:
+    """A discriminator and its training."""
 
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        network: Any = Discriminator().to(run.device)
+        self.network: Discriminator = network.to(memory_format=run.layout)
+        self.optimiser = run.optimiser(list(self.network.parameters()), 5e-4, 0.0)
 
-@dataclass
-class Carry:
-    """Results of the last step, to be noised and corrected: how the model learns to use further steps."""
-
-    latent: Tensor
-    target: Tensor
-    pixels: Tensor
-    tokens: Tensor
-    t: Tensor
-
-
-@dataclass
-class Batch:
-    """One batch: noisy latents x, time steps t, prompt tokens, target latents and target pictures (bytes)."""
-
-    x: Tensor
-    t: Tensor
-    tokens: Tensor
-    target: Tensor
-    pixels: Tensor
-    again: Tensor
-
-    def carry(self, predicted: Tensor, carried: int) -> Carry:
-        rows = self.again
-        return Carry(predicted[rows], self.target[rows], self.pixels[rows], self.tokens[rows], self.t[rows])
-
-
-class Pool:
-    """Drawn samples kept on the device and replaced a chunk at a time: the first half scenes, the second
-    repainted sources.
-
-    `source` holds the noise of a scene, or the latent of a source picture; `target` the latent of the result;
-    `drawn` and `pixels` the pictures before and after, as bytes.
-    """
-
-    def __init__(self, run: Run, shape: Shape) -> None:
-        self.run, self.shape, self.size = run, shape, shape.pool
-        self.scenes = max(1, round(shape.pool * shape.scenes))
-        size, h, w = shape.pool, shape.height, shape.width
-        device = run.device
-        latent = (size, 4, h // FACTOR, w // FACTOR)
-        self.source = torch.zeros(latent, dtype=torch.bfloat16, device=device)
-        self.target = torch.zeros(latent, dtype=torch.bfloat16, device=device)
-        self.drawn = torch.zeros((size, 3, h, w), dtype=torch.uint8, device=device)
-        self.pixels = torch.zeros((size, 3, h, w), dtype=torch.uint8, device=device)
-        self.tokens = torch.zeros((size, MAX_TOKENS), dtype=torch.long, device=device)
-        self.next = 0
-
-    @torch.no_grad()
-    def _encode(self, pictures: Tensor) -> Tensor:
+    def judge(self, painted: Tensor, drawn: Tensor) -> Tensor:
+        """Train on the pictures (in [-1, 1]), then say what the model should minimise."""
+        self.network.requires_grad_(True)
         with self.run.autocast:
-            x = (pictures * 2 - 1).contiguous(memory_format=self.run.layout)
-            latents: Tensor = self.run.parts.vae.encode(x).latents
-        return latents
+            loss = self.network.own_loss(painted.detach(), drawn)
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.network.requires_grad_(False)
+        with self.run.autocast:
+            return self.network.opinion(painted, drawn)
 
-    @torch.no_grad()
-    def _write(self, start: int, rows: int, scenes: bool) -> None:
-        part = slice(start, start + rows)
-        if scenes:
-            noise, target, tokens = self.run.drawer.scenes(rows, self.shape.height, self.shape.width)
-            self.source[part] = noise
-        else:
-            h, w = self.shape.height, self.shape.width
-            drawn, target, tokens = self.run.drawer.pictures(rows, h, w, moods=self.shape.crop is None)
-            self.source[part] = self._encode(drawn)
-            self.drawn[part] = _bytes(drawn)
-        self.target[part] = self._encode(target)
-        self.pixels[part] = _bytes(target)
-        self.tokens[part] = tokens
 
-    def window(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Where to cut latents and pictures: a random place on the 32-pixel grid of the styles' patterns."""
-        if self.shape.crop is None:
-            return (slice(None),), (slice(None),)
-        top, left = (
-            32 * int(torch.randint(0, (size - self.shape.crop) // 32 + 1, ()))
-            for size in (self.shape.height, self.shape.width)
-        )
-
-        def cut(factor: int) -> tuple[slice, ...]:
-            side = self.shape.crop // factor if self.shape.crop else 0
-            begin = (top // factor, left // factor)
-            return (slice(None), slice(None), *(slice(b, b + side) for b in begin))
-
-        return cut(FACTOR), cut(1)
-
-    def fill(self) -> None:
-        chunk = self.run.settings.chunk
-        for start in range(0, self.scenes, chunk):
-            self._write(start, min(chunk, self.scenes - start), True)
-        for start in range(self.scenes, self.size, chunk):
-            self._write(start, min(chunk, self.size - start), False)
-
-    def refresh(self) -> None:
-        """Replace one chunk, scenes as often as their share."""
-        scenes = random.Random(self.next).random() < self.shape.scenes
-        first, span = (0, self.scenes) if scenes else (self.scenes, self.size - self.scenes)
-        chunk = min(self.run.settings.chunk, span)
-        self._write(first + self.next % (span // chunk) * chunk, chunk, scenes)
-        self.next += 1
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = SMALL if arguments.small else COMPILE_ONLY if arguments.compile_only else Settings()
+    names = ("minutes", "vae_minutes", "rate", "warmup", "steps", "adversarial", "adversarial_share", "seed")
+    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.no_compile:
+        chosen["compile"] = False
+    return replace(settings, **chosen)
 
 
 def main(arguments_given: list[str] | None = None) -> None:
@@ -568,25 +291,24 @@ def main(arguments_given: list[str] | None = None) -> None:
         "--vae-minutes", type=float, help="part of it for the autoencoder; 0 keeps the resumed one"
     )
     parser.add_argument("--rate", type=float, help="peak learning rate of the UNet")
+    parser.add_argument("--warmup", type=int, help="steps until that rate is reached")
     parser.add_argument("--steps", type=int, help="stop the UNet after so many steps")
+    parser.add_argument("--adversarial", type=float, help="weight of the discriminator's opinion")
+    parser.add_argument("--adversarial-share", type=float, help="last part of the run that listens to it")
+    parser.add_argument("--seed", type=int)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--refine", action="store_true", help="settings of an hour on CPU cores, with --resume")
     size.add_argument("--small", action="store_true", help="settings of a test")
+    size.add_argument(
+        "--compile-only", action="store_true", help="two steps that fill the compiler's cache beside a run"
+    )
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args(arguments_given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = SMALL if arguments.small else REFINE if arguments.refine else Settings()
-    chosen = {
-        name: getattr(arguments, name)
-        for name in ("minutes", "vae_minutes", "rate", "steps")
-        if getattr(arguments, name) is not None
-    }
-    if arguments.no_compile:
-        chosen["compile"] = False
-    settings = replace(settings, **chosen)
+    settings = _settings(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     run = Run(settings, device, arguments.out, arguments.resume)
     if settings.vae_minutes > 0:
         run.train_vae(settings.vae_minutes * 60)

@@ -1,0 +1,93 @@
+"""Sizes and times of a training run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One picture size of the UNet's training.
+
+    Attributes:
+        every: the size of every so many-th step; of several sizes due, the last listed is taken.
+        batch: rows of a step.
+        pool: drawn samples kept at a time, half scenes, half repainted pictures.
+        sources: drawn photographs kept at a time, to be repainted in many styles.
+        refresh: samples drawn anew at every use.
+    """
+
+    height: int
+    width: int
+    every: int
+    batch: int
+    pool: int
+    sources: int
+    refresh: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The defaults fill one large GPU for ten minutes.
+
+    Attributes:
+        minutes: wall clock of the whole run; `vae_minutes` of it are the autoencoder's.
+        shapes: the first is the one that is compiled, and that the autoencoder learns from.
+        vae_batch, vae_crop, vae_pool: rows of an autoencoder step, their side in pixels, pictures to cut
+            them from.
+        group: samples drawn at once, all by one request.
+        scenes: share of video mode among fresh rows; the others are repainted pictures.
+        carried: share of rows that are results of the last step, to be improved by a further one.
+        near: share of noised sources near the default strength.
+        window: side in pixels of the windows whose decoded pixels are compared, of a share `pixel_rows` of
+            the rows.
+        rate, vae_rate: peak learning rates; `decay` of the averaged weights.
+        adversarial: weight of the discriminator's opinion in the last `adversarial_share` of the run; 0 is
+            without.
+        steps: ends the UNet's training early.
+    """
+
+    minutes: float = 9.4
+    vae_minutes: float = 1.0
+    shapes: tuple[Shape, ...] = (
+        Shape(256, 256, 1, 512, 16384, 6144, 64),
+        Shape(512, 512, 32, 64, 256, 128, 16),
+        Shape(256, 448, 48, 128, 256, 128, 16),
+    )
+    vae_batch: int = 128
+    vae_crop: int = 128
+    vae_pool: int = 2048
+    group: int = 64
+    scenes: float = 0.5
+    carried: float = 0.22
+    near: float = 0.6
+    window: int = 128
+    pixel_rows: float = 0.5
+    rate: float = 4e-3
+    vae_rate: float = 2e-3
+    warmup: int = 300
+    decay: float = 0.999
+    adversarial: float = 0.0
+    adversarial_share: float = 0.25
+    compile: bool = True
+    steps: int | None = None
+    seed: int = 0
+
+
+SMALL = Settings(
+    minutes=0.5,
+    vae_minutes=0.15,
+    shapes=(Shape(64, 64, 1, 8, 32, 16, 4), Shape(64, 96, 4, 8, 8, 8, 4)),
+    vae_batch=8,
+    vae_crop=32,
+    vae_pool=16,
+    group=4,
+    window=32,
+    compile=False,
+)
+"""The same run for a test: everything is walked through, nothing is learned well."""
+
+COMPILE_ONLY = Settings(
+    vae_minutes=0,
+    shapes=(Shape(256, 256, 1, 512, 1024, 256, 64),),
+    steps=2,
+)
+"""Two steps that fill the compiler's cache, for a process beside the autoencoder's training."""
