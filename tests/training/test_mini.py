@@ -2,20 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import LCMScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from training.mini.average import Average
+from training.mini.batch import assemble
+from training.mini.drawing import Pool
 from training.mini.model import GRID, noise_levels
 from training.mini.ops import blur
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
 from training.mini.scenes import KINDS, SHAPES, Scene, draw_scene
+from training.mini.settings import SMALL
 from training.mini.sources import draw_sources
 from training.mini.styles import ALL_STYLES, apply
 from training.mini.tokenizer import build_tokenizer
-from training.mini.train import main
+from training.mini.train import Run, main
 
 MODEL = Path(__file__).parents[2] / "models" / "mini"
 
@@ -42,6 +48,46 @@ def test_small_run_trains_resumes_and_exports(tmp_path: Path) -> None:
     sampler = Sampler.from_folder(str(model))
     assert sampler.repaint(torch.rand(1, 3, 64, 64), "pencil sketch").shape == (1, 3, 64, 64)
     assert sampler.imagine("the sea", height=64, width=96, steps=2).shape == (1, 3, 64, 96)
+
+
+class _Unrecordable(TorchDispatchMode):
+    """Fails on what a CUDA graph cannot record: figures read back, copies from the host, random numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        forbidden = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "equal", "rand", "uniform",
+                     "normal_", "bernoulli")  # fmt: skip
+        name = func.name().removeprefix("aten::").split(".")[0]
+        assert not name.startswith(forbidden), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_of_a_step_can_be_recorded_as_a_graph(tmp_path: Path) -> None:
+    run = Run(SMALL, torch.device("cpu"), tmp_path, None)
+    main_shape = SMALL.shapes[0]
+    batch = assemble(Pool(run, main_shape), None, SMALL, run.b, run.grid)
+    inputs = run.inputs(batch, main_shape)
+    twin, learner = run.quicker([run.parts.unet, run.parts.text], inputs)
+    mode: Any = _Unrecordable
+    with mode():
+        predicted, figures = learner(*inputs)
+    assert predicted.shape == batch.x.shape
+    assert figures.isfinite().all()
+    unused = [p.shape for p in twin.parameters if p.grad is None or not p.grad.any()]
+    assert len(unused) < len(twin.parameters) / 50, unused
+
+
+def test_average_goes_back_to_the_last_good_weights() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    average = Average([weight], 0.5)
+    weight.data.fill_(3.0)
+    for _ in range(20):
+        average.update()
+    assert average.keep()
+    weight.data.fill_(float("nan"))
+    average.update()
+    assert not average.keep()
+    average.restore()
+    torch.testing.assert_close(weight.data, torch.full((3,), 3.0), atol=0.05, rtol=0)
 
 
 def test_time_steps_are_those_of_the_scheduler() -> None:

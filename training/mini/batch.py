@@ -43,7 +43,13 @@ class Batch:
 
     def carry(self, predicted: Tensor) -> Carry:
         rows = self.again
-        return Carry(predicted[rows], self.target[rows], self.pixels[rows], self.tokens[rows], self.t[rows])
+        return Carry(
+            predicted[rows].nan_to_num(0, 0, 0),
+            self.target[rows],
+            self.pixels[rows],
+            self.tokens[rows],
+            self.t[rows],
+        )
 
 
 def _times(count: int, near: float, device: torch.device) -> Tensor:

@@ -46,7 +46,7 @@ class Drawer:
 
     def renew_sources(self, shape: Shape) -> None:
         """Draw one group of photographs anew, or all of them at the first call."""
-        group = min(self.settings.group, shape.sources)
+        group = min(self.settings.source_group, shape.sources)
         if shape not in self.sources:
             parts = [
                 as_bytes(draw_sources(group, shape.height, shape.width, self.device))
@@ -127,9 +127,8 @@ class Pool:
 
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
-        with self.run.autocast:
-            x = (pictures * 2 - 1).contiguous(memory_format=self.run.layout)
-            latents: Tensor = self.run.parts.vae.encode(x).latents
+        x = (pictures.nan_to_num() * 2 - 1).to(torch.bfloat16, memory_format=self.run.layout)
+        latents: Tensor = self.run.vae.encode(x).latents
         return latents
 
     @torch.no_grad()
@@ -148,7 +147,7 @@ class Pool:
         self.tokens[part] = tokens
 
     def fill(self) -> None:
-        rows = min(self.shape.refresh, self.scenes)
+        rows = min(2 * self.shape.refresh, self.scenes)
         for _ in range(self.scenes // rows):
             self._replace(rows, True)
             self._replace(rows, False)
@@ -159,8 +158,13 @@ class Pool:
         self.next[scenes] += 1
 
     def refresh(self) -> None:
-        """Replace a few samples, scenes and repainted pictures by turns, and now and then some sources."""
-        self._replace(min(self.shape.refresh, self.scenes), self.uses % 2 == 0)
+        """At every so many-th use, replace a few samples, scenes and repainted pictures by turns, and now and
+        then some sources.
+        """
         self.uses += 1
-        if self.uses % 48 == 0:
+        turn, rest = divmod(self.uses, self.run.settings.fresh_every)
+        if rest:
+            return
+        self._replace(min(self.shape.refresh, self.scenes), turn % 2 == 0)
+        if turn % self.run.settings.source_every == 0:
             self.run.drawer.renew_sources(self.shape)

@@ -153,6 +153,14 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
+EXPORTED = {
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "text": "text_encoder/model.safetensors",
+}
+"""Where a diffusers folder keeps the weights of the parts."""
+
+
 class Parts(torch.nn.Module):
     """Everything that has weights, and the tokenizer."""
 
@@ -178,8 +186,10 @@ class Parts(torch.nn.Module):
             partial.replace(folder / f"{name}.safetensors")
 
     def load(self, folder: Path) -> None:
+        """Take the weights of a checkpoint, or of a diffusers folder with the same vocabulary."""
         for name in self.NAMES:
-            state = load_file(folder / f"{name}.safetensors")
+            file = folder / f"{name}.safetensors"
+            state = load_file(file if file.is_file() else folder / EXPORTED[name])
             getattr(self, name).load_state_dict({key: value.float() for key, value in state.items()})
 
     def export(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ class Shape:
         batch: rows of a step.
         pool: drawn samples kept at a time, half scenes, half repainted pictures.
         sources: drawn photographs kept at a time, to be repainted in many styles.
-        refresh: samples drawn anew at every use.
+        refresh: samples drawn anew at every so many-th use (`Settings.fresh_every`).
     """
 
     height: int
@@ -30,44 +30,50 @@ class Settings:
 
     Attributes:
         minutes: wall clock of the whole run; `vae_minutes` of it are the autoencoder's.
-        shapes: the first is the one that is compiled, and that the autoencoder learns from.
+        shapes: the first is the one whose steps are graphs, and that the autoencoder learns from.
         vae_batch, vae_crop, vae_pool: rows of an autoencoder step, their side in pixels, pictures to cut
             them from.
-        group: samples drawn at once, all by one request.
+        group: samples of the autoencoder drawn at once, all by one request.
+        fresh_every: uses of a pool between two small refreshings.
+        source_group, source_every: photographs drawn at once, and refreshings between two such groups.
         scenes: share of video mode among fresh rows; the others are repainted pictures.
         carried: share of rows that are results of the last step, to be improved by a further one.
         near: share of noised sources near the default strength.
         window: side in pixels of the windows whose decoded pixels are compared, of a share `pixel_rows` of
             the rows.
         rate, vae_rate: peak learning rates; `decay` of the averaged weights.
-        adversarial: weight of the discriminator's opinion in the last `adversarial_share` of the run; 0 is
-            without.
+        check: steps between two looks at the loss. If it is `runaway` times the best so far, the last good
+            averaged weights come back and the rate is halved.
+        graphs: whether steps run as CUDA graphs, where there is a GPU.
         steps: ends the UNet's training early.
     """
 
     minutes: float = 9.4
     vae_minutes: float = 1.0
     shapes: tuple[Shape, ...] = (
-        Shape(256, 256, 1, 512, 16384, 6144, 64),
-        Shape(512, 512, 32, 64, 256, 128, 16),
-        Shape(256, 448, 48, 128, 256, 128, 16),
+        Shape(256, 256, 1, 256, 16384, 6144, 64),
+        Shape(512, 512, 32, 32, 256, 128, 16),
+        Shape(256, 448, 48, 64, 256, 128, 16),
     )
     vae_batch: int = 128
     vae_crop: int = 128
     vae_pool: int = 2048
     group: int = 64
+    fresh_every: int = 2
+    source_group: int = 512
+    source_every: int = 256
     scenes: float = 0.5
     carried: float = 0.22
     near: float = 0.6
     window: int = 128
     pixel_rows: float = 0.5
-    rate: float = 4e-3
+    rate: float = 2e-3
     vae_rate: float = 2e-3
-    warmup: int = 300
+    warmup: int = 400
     decay: float = 0.999
-    adversarial: float = 0.0
-    adversarial_share: float = 0.25
-    compile: bool = True
+    check: int = 25
+    runaway: float = 2.5
+    graphs: bool = True
     steps: int | None = None
     seed: int = 0
 
@@ -80,14 +86,9 @@ SMALL = Settings(
     vae_crop=32,
     vae_pool=16,
     group=4,
+    source_group=8,
+    source_every=2,
     window=32,
-    compile=False,
+    check=2,
 )
 """The same run for a test: everything is walked through, nothing is learned well."""
-
-COMPILE_ONLY = Settings(
-    vae_minutes=0,
-    shapes=(Shape(256, 256, 1, 512, 1024, 256, 64),),
-    steps=2,
-)
-"""Two steps that fill the compiler's cache, for a process beside the autoencoder's training."""
