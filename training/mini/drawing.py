@@ -147,7 +147,7 @@ class Pool:
         self.tokens[part] = tokens
 
     def fill(self) -> None:
-        rows = min(2 * self.shape.refresh, self.scenes)
+        rows = min(self.shape.refresh, self.scenes)
         for _ in range(self.scenes // rows):
             self._replace(rows, True)
             self._replace(rows, False)

@@ -51,7 +51,7 @@ class Settings:
     minutes: float = 9.4
     vae_minutes: float = 1.0
     shapes: tuple[Shape, ...] = (
-        Shape(256, 256, 1, 256, 16384, 6144, 64),
+        Shape(256, 256, 1, 256, 12288, 6144, 64),
         Shape(512, 512, 32, 32, 256, 128, 16),
         Shape(256, 448, 48, 64, 256, 128, 16),
     )

@@ -350,6 +350,7 @@ def main(arguments_given: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 5  # every shape of the drawing is tried too
     torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape; flash attention does not
     run = Run(settings, device, arguments.out, arguments.resume)
     if settings.vae_minutes > 0:
