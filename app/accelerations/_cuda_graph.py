@@ -37,8 +37,7 @@ class GraphExecutor:
 
     A key stands for one function and one set of shapes. A function must do the same for the same key: no
     branches on values, no waiting for the device, and everything that it touches beside its arguments
-    must stay where it is. Calls belong to one thread, and those with one key to one stream; the graphs of a
-    stream share their memory.
+    must stay where it is. Calls belong to one thread and one stream; all graphs share their memory.
 
     Args:
         device: a CUDA device.
@@ -47,7 +46,7 @@ class GraphExecutor:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pools: dict[torch.cuda.Stream, Any] = {}
+        self._pool = torch.cuda.graph_pool_handle()
         self._calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured] = {}
 
@@ -62,7 +61,7 @@ class GraphExecutor:
         for static, given in zip(captured.inputs, tensors, strict=True):
             static.copy_(given, non_blocking=True)
         captured.graph.replay()
-        # The next replay of any graph of this stream may overwrite what this one wrote.
+        # The next replay of any graph may overwrite what this one wrote.
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in captured.outputs]
         return tree_unflatten(leaves, captured.nest)
 
@@ -71,14 +70,14 @@ class GraphExecutor:
         inputs = tuple(torch.empty_like(tensor) for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
         # Thread-local: meanwhile another thread may embed a prompt, which allocates.
-        stream = torch.cuda.current_stream(self._device)
-        pool = self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
-        recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
         try:
             with recording:
                 outputs = function(*inputs)
         except BaseException:
-            del self._pools[stream]  # it would count as being recorded to for ever
+            self._pool = torch.cuda.graph_pool_handle()  # the old one counts as being recorded to for ever
             raise
         log.debug("captured %s", key)
         return _Captured(graph, inputs, *tree_flatten(outputs))
