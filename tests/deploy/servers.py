@@ -122,14 +122,16 @@ class Proxy(Process):
         self.port, self.admin, self.statistics = free_port(), free_port(), free_port()
         text = CONFIGURATION.read_text()
         for shipped, port in (("8000", self.port), ("8404", self.statistics)):
-            text = _replaced(text, f"bind :{shipped}", f"bind 127.0.0.1:{port}")
+            text = _replaced(text, f"    bind :{shipped}\n", f"    bind 127.0.0.1:{port}\n")
         text = _replaced(text, "ipv4@:9999", f"ipv4@127.0.0.1:{self.admin}")
+        text = _replaced(text, "127.0.0.1:10000", f"127.0.0.1:{free_port()}")
         listed = "".join(f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
         text, count = re.subn(r"(?:^    server gpu-\d .*\n)+", listed, text, flags=re.MULTILINE)
         assert count == 1
         path = folder / "haproxy.cfg"
         path.write_text(text)
-        super().__init__([executable, "-db", "-f", str(path)], folder / "haproxy.log")
+        # -dW: a warning is an error.
+        super().__init__([executable, "-W", "-db", "-dW", "-f", str(path)], folder / "haproxy.log")
 
     @property
     def url(self) -> str:
@@ -143,6 +145,26 @@ class Proxy(Process):
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         return answer.decode()
+
+    def reload(self) -> None:
+        """Read the configuration again, and wait until a new worker has taken over."""
+        old = self._worker()
+        self.child.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while self._worker() == old:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def _worker(self) -> str:
+        found = re.search(r"^Pid: (\d+)$", self.command("show info"), re.MULTILINE)
+        assert found
+        return found[1]
+
+    def remembered(self) -> int:
+        """How many users the table has."""
+        found = re.search(r"used:(\d+)", self.command("show table servers"))
+        assert found
+        return int(found[1])
 
     def state(self, server: str) -> str:
         """UP, DOWN, DRAIN, …, as HAProxy sees a server."""

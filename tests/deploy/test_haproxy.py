@@ -140,6 +140,20 @@ async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
     undisturbed(users)
 
 
+async def test_a_proxy_that_reads_its_configuration_again_splits_nobody(cluster: Cluster) -> None:
+    users = cluster.users("reload")
+    async with connected(*users):
+        before = [home(user) for user in users]
+        # With one server more, the hash alone would send some elsewhere.
+        await asyncio.to_thread(cluster.start, LATER)
+        known = cluster.proxy.remembered()
+        await asyncio.to_thread(cluster.proxy.reload)
+        await until(lambda: cluster.proxy.remembered() == known, "table in the new worker")
+        for user, name in zip(users, before, strict=True):
+            assert await another_stream(user) == name
+    undisturbed(users)
+
+
 async def test_drain_disturbs_nobody(cluster: Cluster) -> None:
     users = cluster.users("drain")
     async with connected(*users):
@@ -180,5 +194,5 @@ def test_statistics_are_for_prometheus_and_replicas_metrics_not_for_the_public(c
     assert status == 200
     states = re.findall(r'haproxy_server_status\{proxy="servers",server="(gpu-\d)",state="UP"\} 1', text)
     assert sorted(states) == list(NAMES)
-    assert get(cluster.proxy.port, "/metrics")[0] == 404
+    assert {get(cluster.proxy.port, path)[0] for path in ("/metrics", "/metrics/", "/%6detrics")} == {404}
     assert all(get(server.port, "/metrics")[0] == 200 for server in cluster.servers.values())
