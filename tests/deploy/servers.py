@@ -140,11 +140,7 @@ class Proxy(Process):
 
     def command(self, line: str) -> str:
         """Run a command of HAProxy's runtime API."""
-        with socket.create_connection(("127.0.0.1", self.admin), timeout=5) as connection:
-            connection.sendall(f"{line}\n".encode())
-            connection.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        return answer.decode()
+        return command(self.admin, line)
 
     def reload(self) -> None:
         """Read the configuration again, and wait until a new worker has taken over."""
@@ -168,9 +164,23 @@ class Proxy(Process):
 
     def state(self, server: str) -> str:
         """UP, DOWN, DRAIN, …, as HAProxy sees a server."""
-        rows = [line.split(",") for line in self.command("show stat").splitlines() if line]
-        status = rows[0].index("status")
-        return next(row[status] for row in rows if row[:2] == ["servers", server]).split()[0]
+        return server_states(self.admin)[server]
+
+
+def command(port: int, line: str) -> str:
+    """Run a command of HAProxy's runtime API."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(f"{line}\n".encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    return answer.decode()
+
+
+def server_states(port: int) -> dict[str, str]:
+    """UP, DOWN, DRAIN, …, of every server behind the HAProxy that takes commands at a port."""
+    header, *rows = [line.split(",") for line in command(port, "show stat").splitlines() if line]
+    status = header.index("status")
+    return {row[1]: row[status].split()[0] for row in rows if row[0] == "servers"}
 
 
 def _replaced(text: str, shipped: str, ours: str) -> str:

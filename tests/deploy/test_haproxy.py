@@ -17,7 +17,7 @@ from uuid import NAMESPACE_OID, uuid5
 import pytest
 
 from tests.deploy.servers import Proxy, Server, free_port, get
-from tests.deploy.users import User, another_stream, connected, undisturbed, until
+from tests.deploy.users import User, another_stream, connected, home, undisturbed, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -78,14 +78,6 @@ def cluster(processes: Cluster) -> Iterator[Cluster]:
         processes.servers.pop(LATER).end(signal.SIGTERM)
     for name in NAMES:
         processes.proxy.command(f"set server servers/{name} state ready")
-
-
-def home(user: User) -> str:
-    """The server that a user was last on, socket and stream."""
-    socket, stream = user.servers[-1]
-    assert socket is not None
-    assert socket == stream, f"socket on {socket}, stream on {stream}"
-    return socket
 
 
 async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -> None:

@@ -183,6 +183,14 @@ def undisturbed(users: list[User]) -> None:
         assert not user.lost()
 
 
+def home(user: User) -> str:
+    """The server that a user was last on, socket and stream."""
+    socket, stream = user.servers[-1]
+    assert socket is not None
+    assert socket == stream, f"socket on {socket}, stream on {stream}"
+    return socket
+
+
 async def another_stream(user: User) -> str | None:
     """The server that answers one more viewer of a user."""
     viewer = User(user.url, name=user.name)
