@@ -57,12 +57,12 @@ CMD ["python", "-m", "app.main"]
 
 
 # `docker build --target with-compiler …`: the accelerations `fused` and `compile` build their kernels when the
-# server starts, and for that a C compiler must be there.
+# server starts, and for that a compiler must be there: of C for a GPU, of C++ for a CPU.
 FROM server AS with-compiler
 
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
 

@@ -183,9 +183,10 @@ def measure(with_ray: bool) -> None:
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of a process so far."""
-    spent = psutil.Process(pid).cpu_times()
-    return spent.user + spent.system
+    """CPU seconds of a process and its children so far."""
+    whole = psutil.Process(pid)
+    spent = [process.cpu_times() for process in (whole, *whole.children(recursive=True))]
+    return sum(times.user + times.system for times in spent)
 
 
 def main() -> None:
