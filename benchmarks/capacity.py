@@ -1,8 +1,8 @@
 """What the measured figures mean for 100, 1 000 and 100 000 users: the tables of docs/scaling.md.
 
 What is assumed stands in `Assumptions`; all else comes from ``benchmarks/results``: frames a second of a GPU
-from ``gpu.json``, processor time and added latency from ``proxies.json``. ``python -m benchmarks.report``
-writes the tables, in both languages.
+from ``gpu.json`` and ``gpu-server.json``, processor time and added latency from ``proxies.json``.
+``python -m benchmarks.report`` writes the tables, in both languages.
 """
 
 from __future__ import annotations
@@ -141,6 +141,10 @@ HEADS: Mapping[str, Mapping[Language, list[str]]] = {
         "en": ["Acceleration", "Batch", "*T*", "Age p50", "Age p99", "*N*", "$ per user-hour"],
         "zh": ["加速方式", "批次", "*T*", "延迟 p50", "延迟 p99", "*N*", "每用户小时 $"],
     },
+    "server": {
+        "en": ["Users", "send", "frames/s in all", "Age p50", "Age p99"],
+        "zh": ["用户", "发送", "每秒总帧数", "延迟 p50", "延迟 p99"],
+    },
     "plan": {
         "en": [
             *("Users", "GPUs", "server cores", "HAProxy cores", "Gbit/s each way"),
@@ -188,6 +192,11 @@ LIMITS: Mapping[Language, tuple[str, ...]] = {
     "zh": ("GPU", "处理图片的服务器核心", "HAProxy 核心", "{port:g} Gbit/s 端口", "HAProxy 的打开文件数"),
 }
 
+PACES: Mapping[Language, Mapping[str, str]] = {
+    "en": {"as fast as they can": "as fast as they can", "20 fps each": "20 frames/s each"},
+    "zh": {"as fast as they can": "尽快", "20 fps each": "各 20 帧/秒"},
+}
+
 WAYS: Mapping[Language, Mapping[str, str]] = {
     "en": {"direct": "direct", "haproxy": "HAProxy", "ray": "Ray Serve"},
     "zh": {"direct": "直连", "haproxy": "HAProxy", "ray": "Ray Serve"},
@@ -223,6 +232,20 @@ def users_of_a_gpu(gpu: Figures) -> Rows:
         ]
         rows.append([f"**{cell}**" for cell in row] if found == best else list(row))
     return rows
+
+
+def users_of_a_server(language: Language, server: Figures) -> Rows:
+    """The whole server on a GPU, sockets and JPEG included."""
+    return [
+        [
+            run["users"],
+            pace,
+            f"{run['frames_per_second']:.0f}",
+            *(f"{run['age_ms'][key]:.0f} ms" for key in ("p50", "p99")),
+        ]
+        for name, pace in PACES[language].items()
+        for run in server[name]
+    ]
 
 
 def plan(gpu: Figures, proxies: Figures) -> Rows:

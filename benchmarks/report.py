@@ -212,9 +212,13 @@ def scaling(language: capacity.Language) -> Tables:
     def assumed(proxies: Figures) -> str:
         return planned("assumed", language, capacity.assumptions(language, proxies))
 
+    def server(found: Figures) -> str:
+        return planned("server", language, capacity.users_of_a_server(language, found))
+
     return {
         "assumed": (("proxies",), assumed),
         "gpu": (("gpu",), lambda gpu: measured_gpu(language, gpu)),
+        "server": (("gpu-server",), server),
         "plan": (("gpu", "proxies"), plan),
         "limits": (("gpu", "proxies"), limits),
     }
