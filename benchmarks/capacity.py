@@ -109,8 +109,8 @@ class Plan:
 
     @property
     def proxy_cores(self) -> float:
-        """Processor cores of HAProxy, without TLS."""
-        return self._cores("haproxy")
+        """Processor cores of HAProxy, TLS included: browsers give no camera to pages without."""
+        return self._cores("haproxy, TLS")
 
     @property
     def gbit(self) -> float:
@@ -198,8 +198,8 @@ PACES: Mapping[Language, Mapping[str, str]] = {
 }
 
 WAYS: Mapping[Language, Mapping[str, str]] = {
-    "en": {"direct": "direct", "haproxy": "HAProxy", "ray": "Ray Serve"},
-    "zh": {"direct": "直连", "haproxy": "HAProxy", "ray": "Ray Serve"},
+    "en": {"direct": "direct", "haproxy": "HAProxy", "haproxy, TLS": "HAProxy, TLS", "ray": "Ray Serve"},
+    "zh": {"direct": "直连", "haproxy": "HAProxy", "haproxy, TLS": "HAProxy, TLS", "ray": "Ray Serve"},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.capacity import Assumptions, Plan, Setting, chosen, limits, settings
 
-PROXIES = {"jpeg_bytes": 50_000, "cpu_ms_per_frame": {"server": 2.0, "haproxy": 0.25}}
+PROXIES = {"jpeg_bytes": 50_000, "cpu_ms_per_frame": {"server": 2.0, "haproxy": 9.0, "haproxy, TLS": 0.25}}
 ASSUMED = Assumptions(
     frames_per_second=10, full=0.5, occupied=0.25, oldest_ms=100, gpu_hour=5.0, gigabyte=0.1, port_gbit=10
 )

@@ -135,15 +135,21 @@ class Server(Process):
 
 
 class Proxy(Process):
-    """HAProxy as it is shipped, in front of other servers and on other ports."""
+    """HAProxy as it is shipped, in front of other servers and on other ports; with a certificate, it has https
+    at ``secure_port``.
+    """
 
-    def __init__(self, servers: dict[str, int], folder: Path) -> None:
+    def __init__(self, servers: dict[str, int], folder: Path, certificate: Path | None = None) -> None:
         executable = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
         assert executable, "install haproxy"
         self.port, self.admin, self.statistics = free_port(), free_port(), free_port()
         text = CONFIGURATION.read_text()
         for shipped, port in (("8000", self.port), ("8404", self.statistics)):
             text = _replaced(text, f"    bind :{shipped}\n", f"    bind 127.0.0.1:{port}\n")
+        if certificate is not None:
+            self.secure_port = free_port()
+            secure = f"    bind 127.0.0.1:{self.secure_port} ssl crt {certificate} alpn http/1.1\n"
+            text = text.replace(f":{self.port}\n", f":{self.port}\n{secure}")
         text = _replaced(text, "ipv4@:9999", f"ipv4@127.0.0.1:{self.admin}")
         text = _replaced(text, "127.0.0.1:10000", f"127.0.0.1:{free_port()}")
         listed = "".join(f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
