@@ -135,8 +135,8 @@ class Server(Process):
 
 
 class Proxy(Process):
-    """HAProxy as it is shipped, in front of other servers and on other ports; with a certificate, it has https
-    at ``secure_port``.
+    """HAProxy as it is shipped, in front of other servers and on other ports; with a certificate, it also has
+    https at ``secure_port``.
     """
 
     def __init__(self, servers: dict[str, int], folder: Path, certificate: Path | None = None) -> None:
