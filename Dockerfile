@@ -25,6 +25,11 @@ RUN set -- -r requirements.txt; \
 
 FROM python:3.11-slim-bookworm AS server
 
+# No versions: Debian keeps only the newest.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 1000 --user-group --home-dir /app --no-create-home streamdiffusion \
     && mkdir -p /app/engines /app/.cache/huggingface \
     && chown -R streamdiffusion: /app
@@ -52,13 +57,12 @@ CMD ["python", "-m", "app.main"]
 
 
 # `docker build --target with-compiler …`: the accelerations `fused` and `compile` build their kernels when the
-# server starts, and for that a C compiler must be there.
+# server starts, and for that a compiler must be there: of C for a GPU, of C++ for a CPU.
 FROM server AS with-compiler
 
-# No versions: Debian keeps only the newest.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && apt-get install -y --no-install-recommends gcc g++ \
     && rm -rf /var/lib/apt/lists/*
 
 

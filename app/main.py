@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).resolve().parents[1] / "web"
 CONFIGURATION_ERROR = 2
 FAILURE = 1
+SUCCESS = 0
 
 Build = Callable[[Settings], tuple[Engine, Mapping[Mode, Planner]]]
 
@@ -98,12 +99,18 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
             try:
                 yield
             finally:
+                # Loading cannot be interrupted, and whoever asks for the end wants nothing of it any more.
+                loading = engine.state == "starting"
                 service.begin_shutdown()
-                stopped = await service.close(settings.server.shutdown_timeout / 2)
+                stopped = await service.close(0 if loading else settings.server.shutdown_timeout / 2)
                 opening.cancel()
+        if loading:
+            log.info("ending before the model was loaded")
+            logging.shutdown()
+            process.end_now(SUCCESS)
         # A thread that hangs in the device would keep the process; and a server that has stopped by
         # itself must not look as if somebody had stopped it.
-        if not stopped or engine.failure is not None:
+        elif not stopped or engine.failure is not None:
             log.error("ending with status %d, %s", FAILURE, "stopped" if stopped else "the engine still busy")
             logging.shutdown()
             process.end_now(FAILURE)

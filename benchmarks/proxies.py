@@ -1,9 +1,9 @@
 """What a proxy adds to the way of a frame: `python -m benchmarks.proxies [--without-ray]`.
 
-The server has a model that gives every picture back. One user is connected directly, one through HAProxy as
-it is shipped, and one through Ray Serve, and they take turns, frame by frame, so that whatever else the
-machine does befalls all alike. A frame's time goes from sending its 60 kB to having the result, of 60 kB too.
-Writes benchmarks/results/proxies.json. Needs haproxy, and ray.
+The server has a model that gives every picture back. One user is connected directly, two through HAProxy as
+it is shipped (one of them by TLS), and one through Ray Serve, and they take turns, frame by frame, so that
+whatever else the machine does befalls all alike. A frame's time goes from sending its 60 kB to having the
+result, of 60 kB too. Writes benchmarks/results/proxies.json. Needs haproxy, openssl, and ray.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import os
 import random
 import signal
+import ssl
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,15 +42,16 @@ JPEG = picture(SIDE, noise=28)
 FRAMES, DISCARDED = 1000, 50
 
 
-async def compare(urls: dict[str, str], frames: int = FRAMES) -> dict[str, list[float]]:
-    """Milliseconds of each frame, for each way."""
+async def compare(urls: dict[str, str], certificate: Path, frames: int = FRAMES) -> dict[str, list[float]]:
+    """Milliseconds of each frame, for each way. ``certificate`` is to be trusted."""
     times: dict[str, list[float]] = {name: [] for name in urls}
     async with AsyncExitStack() as stack:
         sockets: dict[str, ClientConnection] = {}
         for name, url in urls.items():
-            uri = f"{url.replace('http', 'ws', 1)}/api/ws/latency-{name}?output=ws"
+            uri = f"{url.replace('http', 'ws', 1)}/api/ws/latency-{len(sockets)}?output=ws"
+            trust = ssl.create_default_context(cafile=certificate) if uri.startswith("wss") else None
             sockets[name] = await stack.enter_async_context(
-                connect(uri, compression=None, ping_interval=None)
+                connect(uri, ssl=trust, compression=None, ping_interval=None)
             )
         asked = dict.fromkeys(urls, False)
         # In a new order every round: what follows the slowest way finds the caches cold.
@@ -160,17 +163,22 @@ def measure(with_ray: bool) -> None:
 
         try:
             urls = {"direct": start("server")}
-            proxy = Proxy({"gpu-0": int(urls["direct"].rpartition(":")[2])}, folder)
-            running.append(proxy)
-            proxy.wait_for(proxy.port, "/health/ready")
-            urls["haproxy"] = proxy.url
+            certificate = self_signed(folder)
+            watched = {"server": running[0].child.pid}
+            servers = {"gpu-0": int(urls["direct"].rpartition(":")[2])}
+            for name in ("haproxy", "haproxy, TLS"):
+                (folder / name).mkdir()
+                proxy = Proxy(servers, folder / name, certificate)
+                running.append(proxy)
+                proxy.wait_for(proxy.port, "/health/ready")
+                urls[name] = f"https://localhost:{proxy.secure_port}" if "TLS" in name else proxy.url
+                watched[name] = proxy.child.pid
             if with_ray:
                 urls["ray"] = start("ray")
-            watched = {"server": running[0].child.pid, "haproxy": proxy.child.pid}
             before = {name: cpu(pid) for name, pid in watched.items()}
-            times = asyncio.run(compare(urls))
-            # The server had the frames of two ways.
-            frames = {"server": 2 * (FRAMES + DISCARDED), "haproxy": FRAMES + DISCARDED}
+            times = asyncio.run(compare(urls, certificate))
+            # The server had the frames of three ways.
+            frames = dict.fromkeys(watched, FRAMES + DISCARDED) | {"server": 3 * (FRAMES + DISCARDED)}
             spent = {name: (cpu(pid) - before[name]) / frames[name] for name, pid in watched.items()}
             result = figures(times)
         finally:
@@ -182,10 +190,22 @@ def measure(with_ray: bool) -> None:
     print(save("proxies", result))
 
 
+def self_signed(folder: Path) -> Path:
+    """A certificate for localhost and its key, in one file."""
+    key, certificate, both = (folder / name for name in ("key.pem", "certificate.pem", "site.pem"))
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    both.write_text(certificate.read_text() + key.read_text())
+    return both
+
+
 def cpu(pid: int) -> float:
-    """CPU seconds of a process so far."""
-    spent = psutil.Process(pid).cpu_times()
-    return spent.user + spent.system
+    """CPU seconds of a process and its children so far."""
+    whole = psutil.Process(pid)
+    spent = [process.cpu_times() for process in (whole, *whole.children(recursive=True))]
+    return sum(times.user + times.system for times in spent)
 
 
 def main() -> None:

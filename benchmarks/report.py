@@ -1,7 +1,7 @@
-"""Turns ``benchmarks/results`` into the tables of ``docs/performance.md``: ``python -m benchmarks.report``.
+"""Turns ``benchmarks/results`` into the tables of the documentation: ``python -m benchmarks.report``.
 
 The text around the tables is written by hand; a table stands between ``<!-- begin: NAME -->`` and
-``<!-- end: NAME -->``. ``--check`` changes nothing and says whether the tables are up to date.
+``<!-- end: NAME -->``. ``--check`` changes nothing and says which pages are not up to date.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import capacity
 from benchmarks.results import FOLDER
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 Figures = Mapping[str, Any]
 
@@ -183,41 +184,109 @@ def serving(found: Figures) -> str:
     return table(["picture, results by", *heads], rows)
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
-    "kernels": ("kernels", kernels),
-    "attention": ("kernels", attention),
-    "codec": ("kernels", codec),
-    "stages": ("gpu", stages),
-    "start": ("gpu", start),
-    "server": ("gpu-server", server),
-    "one stream": ("gpu", one_stream),
-    "many streams": ("gpu", many_streams),
-    "cpu": ("cpu", on_cpu),
-    "serving": ("serving-cpu", serving),
+def planned(name: str, language: capacity.Language, rows: capacity.Rows) -> str:
+    """A table of the plan for many users."""
+    return table(capacity.HEADS[name][language], rows)
+
+
+def measured_gpu(language: capacity.Language, gpu: Figures) -> str:
+    """Users of one GPU, and which GPU that is."""
+    machine = gpu["machine"]
+    caption = f"{machine['gpu']}, torch {machine['versions']['torch']}, {machine['date'][:10]}"
+    return f"{caption}\n\n{planned('gpu', language, capacity.users_of_a_gpu(gpu))}"
+
+
+Tables = Mapping[str, tuple[tuple[str, ...], Callable[..., str]]]
+"""The blocks of a page: the results that each is made of, and how."""
+
+
+def scaling(language: capacity.Language) -> Tables:
+    """The blocks of docs/scaling.md in a language."""
+
+    def plan(gpu: Figures, proxies: Figures) -> str:
+        return planned("plan", language, capacity.plan(gpu, proxies))
+
+    def limits(gpu: Figures, proxies: Figures) -> str:
+        return planned("limits", language, capacity.limits(language, gpu, proxies))
+
+    def assumed(proxies: Figures) -> str:
+        return planned("assumed", language, capacity.assumptions(language, proxies))
+
+    def server(found: Figures) -> str:
+        return planned("server", language, capacity.users_of_a_server(language, found))
+
+    return {
+        "assumed": (("proxies",), assumed),
+        "gpu": (("gpu",), lambda gpu: measured_gpu(language, gpu)),
+        "server": (("gpu-server",), server),
+        "plan": (("gpu", "proxies"), plan),
+        "limits": (("gpu", "proxies"), limits),
+    }
+
+
+def deployment(language: capacity.Language) -> Tables:
+    """The blocks of docs/deployment.md in a language."""
+    return {
+        "latency": (
+            ("proxies",),
+            lambda proxies: planned("latency", language, capacity.latency(language, proxies)),
+        )
+    }
+
+
+PAGES: Mapping[str, Tables] = {
+    "performance.md": {
+        "kernels": (("kernels",), kernels),
+        "attention": (("kernels",), attention),
+        "codec": (("kernels",), codec),
+        "stages": (("gpu",), stages),
+        "start": (("gpu",), start),
+        "server": (("gpu-server",), server),
+        "one stream": (("gpu",), one_stream),
+        "many streams": (("gpu",), many_streams),
+        "cpu": (("cpu",), on_cpu),
+        "serving": (("serving-cpu",), serving),
+    },
+    "scaling.md": scaling("en"),
+    "zh/scaling.md": scaling("zh"),
+    "deployment.md": deployment("en"),
+    "zh/deployment.md": deployment("zh"),
 }
 
 
-def render(page: str) -> str:
+def render(page: str, tables: Tables) -> str:
     """The page with every table made anew whose results are there."""
-    for name, (file, make) in TABLES.items():
+    for name, (files, make) in tables.items():
         begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
-        path = FOLDER / f"{file}.json"
-        if path.exists() and begin in page:
+        paths = [FOLDER / f"{file}.json" for file in files]
+        if all(path.exists() for path in paths) and begin in page:
             before, _, rest = page.partition(begin)
             _, _, after = rest.partition(end)
-            page = f"{before}{begin}{make(json.loads(path.read_text(encoding='utf-8')))}\n{end}{after}"
+            made = make(*(json.loads(path.read_text(encoding="utf-8")) for path in paths))
+            page = f"{before}{begin}{made}\n{end}{after}"
     return page
 
 
+def outdated() -> dict[str, str]:
+    """The pages whose tables are not those of the results, by name, as they should be."""
+    made = {}
+    for name, tables in PAGES.items():
+        page = (DOCS / name).read_text(encoding="utf-8")
+        if (rendered := render(page, tables)) != page:
+            made[name] = rendered
+    return made
+
+
 def main() -> None:
-    """Write the page, or check it."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    page = PAGE.read_text(encoding="utf-8")
-    made = render(page)
-    if parser.parse_args().check:
-        sys.exit("docs/performance.md: run python -m benchmarks.report" if made != page else 0)
-    PAGE.write_text(made, encoding="utf-8")
+    check = parser.parse_args().check
+    pages = outdated()
+    if check and pages:
+        sys.exit(f"run python -m benchmarks.report: {', '.join(pages)}")
+    for name, page in pages.items():
+        (DOCS / name).write_text(page, encoding="utf-8")
 
 
 def _ms(figures: Figures | None) -> str:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.config.settings import Settings, configuration_keys, load_settings, variable_name
+from benchmarks.report import outdated
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ROOT / "docs/configuration.md"
@@ -69,3 +70,7 @@ def test_example_of_dotenv_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert re.match(r"\w+:", target) or (page.parent / target).exists(), f"nothing at {target}"
+
+
+def test_tables_are_made_of_the_results() -> None:
+    assert not list(outdated()), "run python -m benchmarks.report"

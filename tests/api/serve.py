@@ -1,8 +1,9 @@
-"""A server with a played device as a process: `python -m tests.api.serve PORT [tuned|plain] [TICK]`."""
+"""A server with a played device as a process: `python -m tests.api.serve PORT tuned|plain|loading`."""
 
 from __future__ import annotations
 
 import sys
+import time
 
 import uvicorn
 
@@ -12,15 +13,21 @@ from tests.api.conftest import SIZE
 from tests.fakes import FakePlanner, FakeRunner, create_engine
 
 
+def load() -> FakeRunner:
+    """Takes longer than any test."""
+    time.sleep(300)
+    return FakeRunner()
+
+
 def serve(port: int, how: str) -> None:
-    """Start as one of the two commands does, with another engine."""
+    """Start as one of the two commands does, with another engine; ``loading`` never gets ready."""
     settings = Settings.model_validate(
         {"pipeline": {"width": SIZE, "height": SIZE}, "server": {"host": "127.0.0.1", "port": port}}
     )
     app = main.create_app(
         settings,
         build=lambda _settings: (
-            create_engine(lambda _report: FakeRunner()),
+            create_engine(lambda _report: load() if how == "loading" else FakeRunner()),
             {"image": FakePlanner("image"), "video": FakePlanner("video")},
         ),
     )

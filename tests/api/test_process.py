@@ -40,14 +40,16 @@ async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process
 
 
 @asynccontextmanager
-async def serving(how: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+async def serving(
+    how: str, path: str = "/health/ready"
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     port = free_port()
     process = await start("-m", "tests.api.serve", str(port), how)
     try:
         async with httpx.AsyncClient() as http:
             for _ in range(300):
                 try:
-                    if (await http.get(f"http://127.0.0.1:{port}/health/ready")).status_code == 200:
+                    if (await http.get(f"http://127.0.0.1:{port}{path}")).status_code == 200:
                         break
                 except httpx.TransportError:
                     await asyncio.sleep(0.1)
@@ -80,6 +82,21 @@ async def test_a_signal_tells_the_sockets_ends_the_streams_and_the_process(how: 
         output, _ = await process.communicate()
         assert time.monotonic() - began < 3
         assert process.returncode == -signal.SIGTERM, "as whoever asked for it expects"
+        assert b"Traceback" not in output, output.decode()
+
+
+async def test_a_signal_while_the_model_loads_tells_who_waits_and_ends_the_process_at_once() -> None:
+    async with serving("loading", "/health/live") as (process, port):
+        async with connect(f"ws://127.0.0.1:{port}/api/ws/ann") as socket:
+            client = Client(socket)
+            await client.expect("wait")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            await client.expect("error", "shutting down")
+            await socket.wait_closed()
+        output, _ = await process.communicate()
+        assert time.monotonic() - began < 3
+        assert process.returncode == 0, output.decode()
         assert b"Traceback" not in output, output.decode()
 
 

@@ -60,11 +60,14 @@ def test_profile_starts_so_many_servers_each_with_its_own_gpu(count: int) -> Non
     assert [gpus(services[name])["device_ids"] for name in started] == [[str(n)] for n in range(count)]
 
 
-def test_proxy_knows_every_server() -> None:
+def test_proxy_and_prometheus_know_every_server() -> None:
     services = read("deploy/haproxy/docker-compose.yml")["services"]
+    servers = [name for name in services if name.startswith("gpu-")]
     configuration = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
     listed = re.findall(r"^    server (\S+) (\S+)$", configuration, re.MULTILINE)
-    assert listed == [(name, f"{name}:8000") for name in services if name.startswith("gpu-")]
+    assert listed == [(name, f"{name}:8000") for name in servers]
+    (job, _) = read("deploy/haproxy/prometheus.yml")["scrape_configs"]
+    assert job["dns_sd_configs"][0]["names"] == servers
 
 
 def test_image_is_made_of_what_the_ignore_file_lets_through() -> None:

@@ -1,7 +1,6 @@
 """Three servers behind HAProxy as it is configured in deploy/haproxy, and twelve users.
 
-Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`), and
-two cores that nothing else takes: a second counts.
+Run on demand: `pytest -m cluster tests/deploy`. Needs HAProxy 2.6 or newer (`apt-get install haproxy`).
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from uuid import NAMESPACE_OID, uuid5
 import pytest
 
 from tests.deploy.servers import Proxy, Server, free_port, get
-from tests.deploy.users import User, another_stream, connected, undisturbed, until
+from tests.deploy.users import User, another_stream, connected, home, slowest_frame, undisturbed, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
 LATER = "gpu-3"
@@ -80,14 +79,6 @@ def cluster(processes: Cluster) -> Iterator[Cluster]:
         processes.proxy.command(f"set server servers/{name} state ready")
 
 
-def home(user: User) -> str:
-    """The server that a user was last on, socket and stream."""
-    socket, stream = user.servers[-1]
-    assert socket is not None
-    assert socket == stream, f"socket on {socket}, stream on {stream}"
-    return socket
-
-
 async def test_socket_and_stream_of_a_user_are_on_one_server(cluster: Cluster) -> None:
     users = cluster.users("affinity")
     async with connected(*users):
@@ -114,14 +105,17 @@ async def test_only_the_users_of_a_killed_server_notice(cluster: Cluster) -> Non
             "results from another server",
         )
         await asyncio.sleep(2)
+        limit = 1.0 + slowest_frame(elsewhere, moment)
         for user in there:
             again = next(at for at in user.connected if at > moment)
             assert home(user) != killed
-            assert user.first_result_after(again) - again < 1.0
-            assert user.first_part_after(again) - again < 1.0
+            assert user.first_result_after(again) - again < limit
+            assert user.first_part_after(again) - again < limit
             assert not user.errors
     undisturbed(elsewhere)
-    assert all(user.longest_gap(moment - 0.5, moment + 2) < 1.0 for user in elsewhere)
+    assert all(user.longest_gap(moment - 0.5, moment + 2) < limit for user in elsewhere)
+    gap = max(user.first_result_after(moment) - user.closed[0] for user in there)
+    print(f"without a result for {gap:.2f} s")  # noqa: T201 - pytest -s shows it
 
 
 async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
@@ -137,6 +131,20 @@ async def test_a_server_that_joins_splits_nobody(cluster: Cluster) -> None:
             assert LATER in {home(user) for user in newcomers}
         undisturbed(newcomers)
         assert [home(user) for user in users] == before
+    undisturbed(users)
+
+
+async def test_a_proxy_that_reads_its_configuration_again_splits_nobody(cluster: Cluster) -> None:
+    users = cluster.users("reload")
+    async with connected(*users):
+        before = [home(user) for user in users]
+        # With one server more, the hash alone would send some elsewhere.
+        await asyncio.to_thread(cluster.start, LATER)
+        known = cluster.proxy.remembered()
+        await asyncio.to_thread(cluster.proxy.reload)
+        await until(lambda: cluster.proxy.remembered() == known, "table in the new worker")
+        for user, name in zip(users, before, strict=True):
+            assert await another_stream(user) == name
     undisturbed(users)
 
 
@@ -158,21 +166,23 @@ async def test_drain_disturbs_nobody(cluster: Cluster) -> None:
 async def test_rolling_update_as_documented(cluster: Cluster) -> None:
     users = cluster.users("update")
     async with connected(*users):
+        began = time.monotonic()
         for name in NAMES:
             cluster.drain(name)
             old = cluster.servers[name]
             # The time to wait for its users is over; who is still there moves.
             assert await asyncio.to_thread(old.end, signal.SIGTERM) < 10
             await asyncio.to_thread(cluster.start, name)
-        await asyncio.sleep(1)
+        moment = time.monotonic()
+        await until(lambda: all(user.results[-1][1] > moment for user in users), "results for everybody")
+        # More than after a kill: here another server starts at the same time, and takes whole cores from
+        # those that serve.
+        limit = 4.0 + slowest_frame(users, began)
         for user in users:
             home(user)
-            assert time.monotonic() - user.results[-1][2] < 1.0
             for closed in user.closed:
                 again = next(at for at in user.connected if at > closed)
-                # Not within 1 s, as after a kill: here another server starts at the same time, and takes
-                # whole cores from those that serve.
-                assert user.first_result_after(again) - closed < 4.0
+                assert user.first_result_after(again) - closed < limit
 
 
 def test_statistics_are_for_prometheus_and_replicas_metrics_not_for_the_public(cluster: Cluster) -> None:
@@ -180,5 +190,5 @@ def test_statistics_are_for_prometheus_and_replicas_metrics_not_for_the_public(c
     assert status == 200
     states = re.findall(r'haproxy_server_status\{proxy="servers",server="(gpu-\d)",state="UP"\} 1', text)
     assert sorted(states) == list(NAMES)
-    assert get(cluster.proxy.port, "/metrics")[0] == 404
+    assert {get(cluster.proxy.port, path)[0] for path in ("/metrics", "/metrics/", "/%6detrics")} == {404}
     assert all(get(server.port, "/metrics")[0] == 200 for server in cluster.servers.values())

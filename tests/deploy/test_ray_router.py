@@ -119,3 +119,8 @@ def test_configuration_for_a_cluster_is_one_that_ray_takes() -> None:
     deployment = getattr(import_module(module), name)._bound_deployment
     assert [deployment.name] == application.deployment_names
     assert deployment.ray_actor_options["num_gpus"] == 1
+    # What the file leaves out of it would be Ray's own value, not the code's.
+    (configured,) = application.deployments
+    assert configured.autoscaling_config == deployment._deployment_config.autoscaling_config.model_dump(
+        exclude_unset=True
+    )

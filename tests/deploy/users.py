@@ -183,6 +183,21 @@ def undisturbed(users: list[User]) -> None:
         assert not user.lost()
 
 
+def slowest_frame(users: list[User], since: float) -> float:
+    """The longest that any of their frames took, of those sent after a moment: what else the machine does
+    befalls these as well, so a limit in seconds may be so much longer.
+    """
+    return max(received - sent for user in users for _, sent, received in user.results if sent > since)
+
+
+def home(user: User) -> str:
+    """The server that a user was last on, socket and stream."""
+    socket, stream = user.servers[-1]
+    assert socket is not None
+    assert socket == stream, f"socket on {socket}, stream on {stream}"
+    return socket
+
+
 async def another_stream(user: User) -> str | None:
     """The server that answers one more viewer of a user."""
     viewer = User(user.url, name=user.name)
