@@ -121,6 +121,7 @@ def test_dev_adds_the_reference_without_its_old_libraries(installed: Checkout) -
     assert installed.install("dev")[1:] == [
         "install -c constraints.txt -r requirements.txt -r requirements-dev.txt",
         "install --no-deps streamdiffusion==0.1.1",
+        "install --no-deps triton==3.9.0",
     ]
 
 

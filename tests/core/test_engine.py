@@ -571,7 +571,7 @@ async def test_it_stops_with_frames_in_flight() -> None:
         for user in "abcdef":
             it.submit(frame(user, steps=100_000))
         await it.until(lambda: len(it.of(Ticked)) > 3)
-        await asyncio.wait_for(it.engine.stop(), 2)
+        await asyncio.wait_for(it.engine.stop(), PATIENCE)
         assert not it.of(Done)
         assert it.engine.state == "stopped"
 
@@ -591,7 +591,7 @@ async def test_stopping_waits_no_longer_than_the_watchdog_for_a_device_that_hang
         it.runner.forward.close()
         it.submit(frame("a"))
         await reached(it.runner.forward.reached)
-        await asyncio.wait_for(it.engine.stop(), 2)
+        await asyncio.wait_for(it.engine.stop(), PATIENCE)
         assert it.engine._threads[0].is_alive()
 
 
