@@ -73,18 +73,22 @@ class Setting:
         return assumed.gpu_hour / (self.users(assumed) * assumed.occupied)
 
 
-def settings(gpu: Figures) -> Iterator[Setting]:
-    """Every acceleration and batch size in ``gpu.json``, peers left out."""
+def settings(gpu: Figures, server: Figures) -> Iterator[Setting]:
+    """Every acceleration and batch size in ``gpu.json``, peers left out, and the whole server's users."""
     for name, variant in gpu["variants"].items():
         if not name.startswith(PEERS):
             for batch, found in variant.get("streams", {}).items():
                 age = found["age_ms"]
                 yield Setting(name, int(batch), found["frames_per_second"], age["median"], age["p99"])
+    name = f"{server['acceleration']}, graph, whole server"
+    for run in server["as fast as they can"]:
+        age = run["age_ms"]
+        yield Setting(name, run["users"], run["frames_per_second"], age["p50"], age["p99"])
 
 
-def chosen(gpu: Figures, assumed: Assumptions = ASSUMED) -> Setting:
+def chosen(gpu: Figures, server: Figures, assumed: Assumptions = ASSUMED) -> Setting:
     """The setting that carries most users while frames are young enough."""
-    young = [setting for setting in settings(gpu) if setting.age_p50 <= assumed.oldest_ms]
+    young = [setting for setting in settings(gpu, server) if setting.age_p50 <= assumed.oldest_ms]
     return max(young, key=lambda setting: setting.frames_per_second)
 
 
@@ -216,11 +220,11 @@ def assumptions(language: Language, proxies: Figures) -> Rows:
     return [list(row) for row in zip(ASSUMPTIONS[language], values, strict=True)]
 
 
-def users_of_a_gpu(gpu: Figures) -> Rows:
+def users_of_a_gpu(gpu: Figures, server: Figures) -> Rows:
     """Every setting; the one that the plan takes is bold."""
-    best = chosen(gpu)
+    best = chosen(gpu, server)
     rows: Rows = []
-    for found in settings(gpu):
+    for found in settings(gpu, server):
         row = [
             f"`{found.acceleration}`",
             found.batch,
@@ -248,9 +252,9 @@ def users_of_a_server(language: Language, server: Figures) -> Rows:
     ]
 
 
-def plan(gpu: Figures, proxies: Figures) -> Rows:
+def plan(gpu: Figures, server: Figures, proxies: Figures) -> Rows:
     """What so many users take."""
-    plans = (Plan(users, chosen(gpu), proxies) for users in USERS)
+    plans = (Plan(users, chosen(gpu, server), proxies) for users in USERS)
     return [
         [
             _count(p.users),
@@ -265,9 +269,9 @@ def plan(gpu: Figures, proxies: Figures) -> Rows:
     ]
 
 
-def limits(language: Language, gpu: Figures, proxies: Figures) -> Rows:
+def limits(language: Language, gpu: Figures, server: Figures, proxies: Figures) -> Rows:
     """What carries fewest users first."""
-    one = Plan(1, chosen(gpu), proxies)
+    one = Plan(1, chosen(gpu, server), proxies)
     carried = (
         one.gpu.users(),
         1 / one.picture_cores,

@@ -39,7 +39,12 @@ def kernels(found: Figures) -> str:
     return table(
         ["", *kinds, "launches", "TFLOP/s"],
         (
-            [name, *(f"{tick['kernels_ms'][kind]:.2f}" for kind in kinds), tick["launches"], tick["tflops"]]
+            [
+                name,
+                *(f"{tick['kernels_ms'][kind]:.2f}" for kind in kinds),
+                tick.get("launches", ""),
+                tick["tflops"],
+            ]
             for name, tick in ticks
         ),
     )
@@ -131,7 +136,7 @@ def one_stream(found: Figures) -> str:
 def many_streams(found: Figures) -> str:
     """Frames per second in all, and the age of a frame, by variant and number of streams."""
     rows = [
-        [name, streams, figures["frames_per_second"], figures["age_ms"]["median"], figures["age_ms"]["p99"],
+        [name, streams, figures["frames_per_second"], *(f"{figures['age_ms'][key]:.1f}" for key in ("median", "p99")),
          figures.get("batch_fill", "")]
         for name, variant in found["variants"].items()
         for streams, figures in variant.get("streams", {}).items()
@@ -189,11 +194,11 @@ def planned(name: str, language: capacity.Language, rows: capacity.Rows) -> str:
     return table(capacity.HEADS[name][language], rows)
 
 
-def measured_gpu(language: capacity.Language, gpu: Figures) -> str:
+def measured_gpu(language: capacity.Language, gpu: Figures, server: Figures) -> str:
     """Users of one GPU, and which GPU that is."""
     machine = gpu["machine"]
     caption = f"{machine['gpu']}, torch {machine['versions']['torch']}, {machine['date'][:10]}"
-    return f"{caption}\n\n{planned('gpu', language, capacity.users_of_a_gpu(gpu))}"
+    return f"{caption}\n\n{planned('gpu', language, capacity.users_of_a_gpu(gpu, server))}"
 
 
 Tables = Mapping[str, tuple[tuple[str, ...], Callable[..., str]]]
@@ -203,11 +208,11 @@ Tables = Mapping[str, tuple[tuple[str, ...], Callable[..., str]]]
 def scaling(language: capacity.Language) -> Tables:
     """The blocks of docs/scaling.md in a language."""
 
-    def plan(gpu: Figures, proxies: Figures) -> str:
-        return planned("plan", language, capacity.plan(gpu, proxies))
+    def plan(gpu: Figures, server: Figures, proxies: Figures) -> str:
+        return planned("plan", language, capacity.plan(gpu, server, proxies))
 
-    def limits(gpu: Figures, proxies: Figures) -> str:
-        return planned("limits", language, capacity.limits(language, gpu, proxies))
+    def limits(gpu: Figures, server: Figures, proxies: Figures) -> str:
+        return planned("limits", language, capacity.limits(language, gpu, server, proxies))
 
     def assumed(proxies: Figures) -> str:
         return planned("assumed", language, capacity.assumptions(language, proxies))
@@ -217,10 +222,10 @@ def scaling(language: capacity.Language) -> Tables:
 
     return {
         "assumed": (("proxies",), assumed),
-        "gpu": (("gpu",), lambda gpu: measured_gpu(language, gpu)),
+        "gpu": (("gpu", "gpu-server"), lambda gpu, server: measured_gpu(language, gpu, server)),
         "server": (("gpu-server",), server),
-        "plan": (("gpu", "proxies"), plan),
-        "limits": (("gpu", "proxies"), limits),
+        "plan": (("gpu", "gpu-server", "proxies"), plan),
+        "limits": (("gpu", "gpu-server", "proxies"), limits),
     }
 
 

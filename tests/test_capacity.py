@@ -34,12 +34,19 @@ GPU = {
 }
 
 
+SERVER = {
+    "acceleration": "fused",
+    "as fast as they can": [{"users": 2, "frames_per_second": 220, "age_ms": {"p50": 40, "p99": 60}}],
+}
+
+
 def test_settings_are_ours_and_the_chosen_one_is_the_fastest_whose_frames_are_young() -> None:
-    assert [(found.acceleration, found.batch) for found in settings(GPU)] == [
+    assert [(found.acceleration, found.batch) for found in settings(GPU, SERVER)] == [
         *(("none, graph", batch) for batch in (1, 4, 16)),
         *(("fused, graph", batch) for batch in (4, 16)),
+        ("fused, graph, whole server", 2),
     ]
-    assert chosen(GPU, ASSUMED) == Setting("fused, graph", 4, 250, 99, 104)
+    assert chosen(GPU, SERVER, ASSUMED) == Setting("fused, graph", 4, 250, 99, 104)
 
 
 def test_plan_is_the_arithmetic_that_the_page_describes() -> None:
@@ -54,6 +61,6 @@ def test_plan_is_the_arithmetic_that_the_page_describes() -> None:
 
 
 def test_what_carries_fewest_users_comes_first() -> None:
-    carried = [int(str(row[1]).replace(" ", "")) for row in limits("en", GPU, PROXIES)]
+    carried = [int(str(row[1]).replace(" ", "")) for row in limits("en", GPU, SERVER, PROXIES)]
     assert carried == sorted(carried)
-    assert limits("en", GPU, PROXIES)[0][0] == "GPU"
+    assert limits("en", GPU, SERVER, PROXIES)[0][0] == "GPU"
