@@ -15,12 +15,20 @@ from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_nor
 
 from app.accelerations import fused
 from app.accelerations.base import AccelerationError
+from app.models.model import Model
 from tests import tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="pip install triton")
 
 from app.accelerations._fused import convolutions, modules, norms, pointwise  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 on a GPU means float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def close(made: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
@@ -138,20 +146,28 @@ def test_add_layer_norm(width: int) -> None:
 
 @pytest.mark.parametrize(("vae", "size"), [("tiny", 64), ("kl", 64), ("tiny", 72)])
 def test_a_whole_model_computes_the_same(vae: tiny.Vae, size: int) -> None:
-    plain = tiny.model(vae)
-    model = replace(plain, unet=deepcopy(plain.unet), vae=deepcopy(plain.vae))
+    plain = moved(tiny.model(vae))
+    model = moved(plain)
     project = fused.fuse_unet(model.unet, modules)
     fused.fuse_vae(model.vae, modules)
     kinds = {type(module).__name__ for part in (model.unet, model.vae) for module in part.modules()}
     assert not kinds & {"ResnetBlock2D", "BasicTransformerBlock", "AutoencoderTinyBlock"}
-    latents, images = torch.randn(2, *plain.latent_shape(size, size)), torch.rand(2, 3, size, size) * 2 - 1
-    timesteps, text = torch.tensor([499.0, 100.0]), torch.cat([plain.embed("a"), plain.embed("bc")])
+    latents = torch.randn(2, *plain.latent_shape(size, size), device=DEVICE)
+    images = torch.rand(2, 3, size, size, device=DEVICE) * 2 - 1
+    timesteps = torch.tensor([499.0, 100.0], device=DEVICE)
+    text = torch.cat([plain.embed("a"), plain.embed("bc")]).to(DEVICE)
     with torch.inference_mode():
         assert close(
             model.predict(latents, timesteps, project(text)), plain.predict(latents, timesteps, text)
         )
         assert close(model.encode(images), plain.encode(images))
         assert close(model.decode(latents), plain.decode(latents))
+
+
+def moved(model: Model) -> Model:
+    """A copy on the device."""
+    parts = {name: deepcopy(getattr(model, name)).to(DEVICE) for name in ("unet", "vae", "text_encoder")}
+    return replace(model, **parts, device=torch.device(DEVICE))
 
 
 def test_what_is_built_otherwise_is_refused() -> None:
