@@ -136,7 +136,8 @@ def one_stream(found: Figures) -> str:
 def many_streams(found: Figures) -> str:
     """Frames per second in all, and the age of a frame, by variant and number of streams."""
     rows = [
-        [name, streams, figures["frames_per_second"], *(f"{figures['age_ms'][key]:.1f}" for key in ("median", "p99")),
+        [name, streams, figures["frames_per_second"],
+         f"{figures['age_ms']['median']:.1f}", f"{figures['age_ms']['p99']:.1f}",
          figures.get("batch_fill", "")]
         for name, variant in found["variants"].items()
         for streams, figures in variant.get("streams", {}).items()

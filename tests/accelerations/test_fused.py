@@ -5,6 +5,7 @@ They need Triton, which CPU builds of torch come without: `pip install triton`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -25,10 +26,15 @@ from app.accelerations._fused import convolutions, modules, norms, pointwise  # 
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def exact() -> Iterator[None]:
     """Float32 on a GPU means float32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = False
+    yield
+    for setting, was in zip(settings, before, strict=True):
+        setting.allow_tf32 = was
 
 
 def close(made: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
