@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from app.accelerations._fused import convolutions, modules, norms, pointwise  # 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
     """Float32 on a GPU means float32."""
-    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    settings: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [setting.allow_tf32 for setting in settings]
     for setting in settings:
         setting.allow_tf32 = False
