@@ -98,6 +98,11 @@ class Server:
         assert session is not None, f"{user} is not connected"
         return session
 
+    def protocol(self, user: str) -> WebSocketProtocol:
+        """What uvicorn has of a user's connection."""
+        protocols = [p for p in self._server.server_state.connections if isinstance(p, WebSocketProtocol)]
+        return next(p for p in protocols if p.scope["path"] == f"/api/ws/{user}")
+
     def stop(self) -> None:
         self._server.should_exit = True
 
