@@ -301,7 +301,16 @@ class DiffusionRunner:
         )
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
-        return pipeline.decode(self._networks, latents), torch.isfinite(latents).flatten(1).all(1)
+        """The pictures, and for each whether its latents and what the VAE made of them are finite."""
+        sums = [_sums(latents, len(latents))]
+
+        def decode(latents: Tensor) -> Tensor:
+            images = self._networks.decode(latents)
+            sums.append(_sums(images, len(sums[0])))
+            return images
+
+        pictures = pipeline.decode(replace(self._networks, decode=decode), latents)
+        return pictures, torch.isfinite(torch.stack(sums)).all(0)
 
     # -- from rows to vectors ---------------------------------------------------------------------
 
@@ -371,6 +380,13 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[i
         if group is not None:
             groups.setdefault(group, []).append(place)
     return groups
+
+
+def _sums(values: Tensor, rows: int) -> Tensor:
+    """A sum for each row, (rows,), float32: finite only if all its values are. One kernel, unlike a test of each
+    value.
+    """
+    return values.unflatten(0, (rows, -1)).sum(tuple(range(1, values.ndim + 1)), dtype=torch.float32)
 
 
 def _noise_map(seed: int, stage: int, shape: tuple[int, ...]) -> Tensor:
