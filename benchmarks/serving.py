@@ -40,6 +40,7 @@ class PassThrough:
     """A runner that gives every picture back; with ``tick`` its device is that long at it, in seconds."""
 
     free_rows = 1
+    reads_negative_prompts = False
     description: Mapping[str, str | int | bool] = {"model": "pass-through"}
 
     def __init__(self, tick: float) -> None:

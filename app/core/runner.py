@@ -159,6 +159,7 @@ class DiffusionRunner:
         self._picture = (height, width, 3)
         self._buckets = buckets
         self._guidance = guidance
+        self.reads_negative_prompts = guidance in ("full", "initialize")
         self.description = description
         self._execute = execute
         self._latent_shape = model.latent_shape(width, height)
@@ -345,7 +346,7 @@ class DiffusionRunner:
 
     def _prompt_rows(self, rows: Sequence[Row], which: int) -> list[int]:
         """Rows of the table of embeddings: of the prompt (0) or of the last text (-1), which is the
-        negative prompt of a row that has one.
+        negative prompt of a row that has one where it has an effect.
         """
         embeddings: list[Embedding] = [row.embeddings[which] for row in rows]
         return self._prompts.rows([(e.text, partial(_values, e)) for e in embeddings])
@@ -383,10 +384,9 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[i
 
 
 def _sums(values: Tensor, rows: int) -> Tensor:
-    """A sum for each row, (rows,), float32: finite only if all its values are. One kernel, unlike a test of each
-    value.
-    """
-    return values.unflatten(0, (rows, -1)).sum(tuple(range(1, values.ndim + 1)), dtype=torch.float32)
+    """A sum for each row, (rows,), float32: finite only if all its values are, and cheaper than to ask each."""
+    grouped: Tensor = values.unflatten(0, (rows, -1))
+    return grouped.sum(tuple(range(1, grouped.ndim)), dtype=torch.float32)
 
 
 def _noise_map(seed: int, stage: int, shape: tuple[int, ...]) -> Tensor:

@@ -126,9 +126,7 @@ def decode(data: bytes, *, width: int, height: int, max_pixels: int) -> Array:
         try:
             # The decoder halves a large picture on the way as long as it stays large enough. Where colour has
             # half the resolution it is repeated, not interpolated: half a decibel for 7 % of the time.
-            image = simplejpeg.decode_jpeg(
-                data, "RGB", fastupsample=True, min_height=height, min_width=width
-            )
+            image = simplejpeg.decode_jpeg(data, "RGB", fastupsample=True, min_height=height, min_width=width)
         except ValueError as error:
             raise PictureError(f"the picture is a damaged or truncated JPEG ({error})") from error
     else:

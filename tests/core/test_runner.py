@@ -242,6 +242,21 @@ def test_a_picture_that_the_vae_makes_non_finite_fails_alone(value: float) -> No
     np.testing.assert_array_equal(third, expected[2])
 
 
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_negative_prompts_are_read_where_they_have_an_effect(guidance: Guidance) -> None:
+    runner = create_runner(guidance=guidance)
+    plain, other = (
+        row(runner, frame(number=1, negative_prompt=text, guidance_scale=20.0), 0) for text in ("", "a dog")
+    )
+    (expected,), (image,) = runner.launch((plain,)).collect(), runner.launch((other,)).collect()
+    assert expected is not None
+    assert image is not None
+    assert runner.reads_negative_prompts == (not np.array_equal(image, expected))
+    if not runner.reads_negative_prompts:
+        alone = dataclasses.replace(other, embeddings=other.embeddings[:1])
+        np.testing.assert_array_equal(runner.launch((alone,)).collect()[0], expected)
+
+
 def test_a_missing_picture_is_not_replaced_by_a_neighbours() -> None:
     runner = create_runner()
     broken = dataclasses.replace(frame(number=1), image=None)
