@@ -384,7 +384,7 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[i
 
 
 def _sums(values: Tensor, rows: int) -> Tensor:
-    """A sum for each row, (rows,), float32: finite only if all its values are, and cheaper than to ask each."""
+    """A sum for each row, (rows,), float32: finite only if all its values are; cheaper than to ask each."""
     grouped: Tensor = values.unflatten(0, (rows, -1))
     return grouped.sum(tuple(range(1, grouped.ndim)), dtype=torch.float32)
 
