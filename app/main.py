@@ -147,10 +147,9 @@ async def _open(opening: Opening, build: Build, fail: Callable[[str], None]) -> 
     except RuntimeError as error:
         # What cannot be loaded says so in one sentence; anything else is a fault of ours, with a trace.
         fail(str(error))
-    except BaseException as error:
-        if not isinstance(error, asyncio.CancelledError):
-            fail(f"{type(error).__name__}: {error}")
-        raise
+    except Exception as error:
+        log.exception("the start failed")
+        fail(f"{type(error).__name__}: {error}")
     else:
         log.info("ready")
 

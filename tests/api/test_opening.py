@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from tests.api.conftest import MakeServer, picture, until
 
 PATIENCE = 20
@@ -57,6 +59,25 @@ async def test_a_start_that_fails_is_told_to_who_waits(make_server: MakeServer) 
     assert "there is no such device" in response.text
     await asyncio.to_thread(server.join)
     assert server.ended == [1]
+
+
+async def test_a_fault_of_ours_is_logged_with_its_trace(
+    make_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail = threading.Event()
+
+    def importing() -> None:
+        assert fail.wait(PATIENCE)
+        raise ModuleNotFoundError("no such library")
+
+    server = make_server(importing=importing)
+    async with server.client() as client:
+        await client.expect("wait")
+        fail.set()
+        await client.expect("error", "ModuleNotFoundError: no such library")
+    await asyncio.to_thread(server.join)
+    assert server.ended == [1]
+    assert any(record.exc_info for record in caplog.records)
 
 
 @pytest.mark.parametrize("asked", [True, False])
