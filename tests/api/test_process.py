@@ -100,6 +100,14 @@ async def test_a_signal_while_the_model_loads_tells_who_waits_and_ends_the_proce
         assert b"Traceback" not in output, output.decode()
 
 
+async def test_the_keyboard_ends_the_server_without_a_trace() -> None:
+    async with serving("tuned") as (process, _):
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+        assert process.returncode == -signal.SIGINT, "as whoever pressed Ctrl-C expects"
+        assert b"Traceback" not in output, output.decode()
+
+
 @pytest.mark.parametrize("command", [["-m", "app.main"], ["-m", "uvicorn", "app.main:app", "--port", "0"]])
 async def test_a_mistake_in_the_configuration_is_one_sentence_and_status_2(command: list[str]) -> None:
     process = await start(*command, STREAMDIFFUSION_PIPELINE__WIDTH="511")
