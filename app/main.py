@@ -8,6 +8,7 @@ first asked for, and the model is loaded when the server has started.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app.api import http, stream, websocket
+from app.api.opening import Opening
 from app.api.page import Page
 from app.api.protocol import Planner
 from app.api.service import Service
@@ -48,11 +50,16 @@ Build = Callable[[Settings], tuple[Engine, Mapping[Mode, Planner]]]
 
 def build(settings: Settings) -> tuple[Engine, Mapping[Mode, Planner]]:
     """The engine and the pipelines that the settings name; loads no model yet."""
+    # While it is imported, transformers remarks on what is not installed and not needed.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Imported here because torch and diffusers take seconds, and a mistake in the configuration none.
     from app.core.factory import create_engine
     from app.pipelines import load_pipelines
 
-    pipelines = load_pipelines(settings.pipeline.name)
+    try:
+        pipelines = load_pipelines(settings.pipeline.name)
+    except TypeError as error:
+        raise RuntimeError(str(error)) from error
     return create_engine(settings, pipelines), pipelines
 
 
@@ -79,38 +86,32 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            engine, planners = build(settings)
-        except (RuntimeError, TypeError) as error:  # no such device; a pipeline that is none
-            log.critical("%s", error)
-            logging.shutdown()
-            process.end_now(FAILURE)
-            raise
-        service = app.state.service = Service(settings, engine, planners)
+        opening = app.state.opening = Opening(settings)
 
         def fail(reason: str) -> None:
             log.critical("%s", reason)
-            service.fail()
+            opening.fail(reason)
             process.ask_to_end()
 
-        engine.on_failure = fail
-        with _on_signals(service.begin_shutdown):
-            opening = asyncio.create_task(_open(service, fail))
+        with _on_signals(opening.close):
+            starting = asyncio.create_task(_open(opening, build, fail))
             try:
                 yield
             finally:
                 # Loading cannot be interrupted, and whoever asks for the end wants nothing of it any more.
-                loading = engine.state == "starting"
-                service.begin_shutdown()
-                stopped = await service.close(0 if loading else settings.server.shutdown_timeout / 2)
-                opening.cancel()
+                asked, loading = opening.closing, opening.state == "starting"
+                opening.close()
+                service, patience = opening.service, 0 if loading else settings.server.shutdown_timeout / 2
+                stopped = service is None or await service.close(patience)
+                starting.cancel()
+                gc.unfreeze()
         if loading:
             log.info("ending before the model was loaded")
             logging.shutdown()
-            process.end_now(SUCCESS)
+            process.end_now(SUCCESS if asked else FAILURE)
         # A thread that hangs in the device would keep the process; and a server that has stopped by
         # itself must not look as if somebody had stopped it.
-        elif not stopped or engine.failure is not None:
+        elif not stopped or opening.failure is not None:
             log.error("ending with status %d, %s", FAILURE, "stopped" if stopped else "the engine still busy")
             logging.shutdown()
             process.end_now(FAILURE)
@@ -135,17 +136,27 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
     return app
 
 
-async def _open(service: Service, fail: Callable[[str], None]) -> None:
+async def _open(opening: Opening, build: Build, fail: Callable[[str], None]) -> None:
     try:
+        # Beside the event loop, which answers meanwhile.
+        engine, planners = await asyncio.to_thread(build, opening.settings)
+        if opening.closing:
+            return
+        engine.on_failure = fail
+        service = Service(opening.settings, engine, planners)
+        opening.arrive(service)
         await service.open()
     except RuntimeError as error:
         # What cannot be loaded says so in one sentence; anything else is a fault of ours, with a trace.
         fail(str(error))
-    except BaseException as error:
-        if not isinstance(error, asyncio.CancelledError):
-            fail(f"{type(error).__name__}: {error}")
-        raise
+    except Exception as error:
+        log.exception("the start failed")
+        fail(f"{type(error).__name__}: {error}")
     else:
+        # What there is now stays. The garbage collector would now and then look through all of it, half a
+        # million objects of libraries, and hold up every user for a tenth of a second and more.
+        gc.collect()
+        gc.freeze()
         log.info("ready")
 
 
@@ -220,7 +231,13 @@ def serve(app: FastAPI, settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, int(server.shutdown_timeout / 2)),
     )
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        # It has shut down. Ended by the signal itself, as by SIGTERM, there is no trace, and nobody waits for
+        # libraries to be torn down.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def main() -> None:

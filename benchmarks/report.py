@@ -1,7 +1,8 @@
 """Turns ``benchmarks/results`` into the tables of the documentation: ``python -m benchmarks.report``.
 
-The text around the tables is written by hand; a table stands between ``<!-- begin: NAME -->`` and
-``<!-- end: NAME -->``. ``--check`` changes nothing and says which pages are not up to date.
+The text around the tables is written by hand; a table, or a sentence full of figures, stands between
+``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``--check`` changes nothing and says which pages are not up
+to date.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import capacity
@@ -190,6 +192,25 @@ def serving(found: Figures) -> str:
     return table(["picture, results by", *heads], rows)
 
 
+def serving_in_words(found: Figures) -> str:
+    """The serving layer's figures against its aims."""
+    ratios = [run["ratio"] for run in found["pass_through"]]
+    ticks = found["tick_20_ms"]
+    age, quarters = ticks["age_ms"], ticks["age_p50_ms_by_quarter"]
+    return "\n".join(
+        [
+            f"A frame costs the server {min(ratios):.2f} to {max(ratios):.2f} times its codec, "
+            f"**{median(ratios):.2f} at the median** (aim: 1.25).",
+            f"With a runner that takes 20 ms a tick and {ticks['users']} users at 20 frames/s, each gets "
+            f"{ticks['frames_per_user']['median']:.2f} frames/s at an",
+            f"age of {age['p50']:.0f} ms (median) and {age['p99']:.0f} ms (99th percentile); "
+            f"quarter by quarter the median is {min(quarters):.0f} to {max(quarters):.0f} ms.",
+            f"Meanwhile `/api/queue` answers in {ticks['queue_ms']['p50']:.1f} ms (95th percentile "
+            f"{ticks['queue_ms']['p95']:.1f}).",
+        ]
+    )
+
+
 def planned(name: str, language: capacity.Language, rows: capacity.Rows) -> str:
     """A table of the plan for many users."""
     return table(capacity.HEADS[name][language], rows)
@@ -252,6 +273,7 @@ PAGES: Mapping[str, Tables] = {
         "many streams": (("gpu",), many_streams),
         "cpu": (("cpu",), on_cpu),
         "serving": (("serving-cpu",), serving),
+        "serving in words": (("serving-cpu",), serving_in_words),
     },
     "scaling.md": scaling("en"),
     "zh/scaling.md": scaling("zh"),

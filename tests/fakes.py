@@ -55,6 +55,7 @@ class FakeRunner:
     batches: list[int] = field(default_factory=list)
     closed: bool = False
     free_rows: int = 1
+    reads_negative_prompts: bool = True
 
     def __post_init__(self) -> None:
         self.gate.set()

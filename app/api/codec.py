@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import cv2
@@ -86,8 +87,9 @@ class Codec:
 
     def close(self) -> None:
         """End the threads after what they work on; what has not begun is dropped."""
-        while not self._jobs.empty():
-            self._jobs.get()
+        with suppress(Empty):  # a thread may take the last one at any moment
+            while True:
+                self._jobs.get_nowait()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

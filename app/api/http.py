@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.metrics import CONTENT_TYPE
+from app.api.opening import opening_of, service_of
 from app.api.schema import info, input_params
-from app.api.service import service_of
 from app.core.messages import Mode
+from app.core.session import Counters
 
 router = APIRouter()
 
@@ -75,7 +77,7 @@ class StatusResponse(BaseModel):
 @router.get("/api/settings", tags=["front end"], summary="Parameters of a frame, for controls")
 async def settings(request: Request, mode: Mode | None = None) -> SettingsResponse:
     """The parameters of the configured pipeline, or of the one for another mode."""
-    service = service_of(request)
+    service = await service_of(request)
     pipeline = service.settings.pipeline
     shown = mode or service.mode
     return SettingsResponse(
@@ -91,14 +93,28 @@ async def settings(request: Request, mode: Mode | None = None) -> SettingsRespon
 @router.get("/api/queue", tags=["front end"], summary="How many users there are")
 async def queue(request: Request) -> QueueResponse:
     """The number of users that are connected."""
-    return QueueResponse(queue_size=len(service_of(request).registry))
+    service = opening_of(request).service
+    return QueueResponse(queue_size=0 if service is None else len(service.registry))
 
 
 @router.get("/api/status", tags=["operation"], summary="What runs, on what, and how well")
 async def status(request: Request) -> StatusResponse:
     """The state of the engine and the sums of all sessions."""
-    service = service_of(request)
-    engine, counters = service.engine, service.registry.counters
+    opening = opening_of(request)
+    service, limit = opening.service, opening.settings.server.max_queue_size
+    if service is None:
+        return StatusResponse(
+            state=opening.state,
+            progress=opening.progress,
+            failure=opening.failure,
+            degraded=None,
+            engine={},
+            max_rows=0,
+            waiting=0,
+            frames_per_second=0.0,
+            sessions=_sessions(0, limit, Counters()),
+        )
+    engine = service.engine
     return StatusResponse(
         state=engine.state,
         progress=engine.progress,
@@ -108,17 +124,12 @@ async def status(request: Request) -> StatusResponse:
         max_rows=engine.capacity,
         waiting=engine.waiting,
         frames_per_second=service.metrics.frames_per_second,
-        sessions=SessionsStatus(
-            connected=len(service.registry),
-            limit=service.settings.server.max_queue_size,
-            received=counters.received,
-            results=counters.results,
-            dropped=counters.dropped,
-            skipped=counters.skipped,
-            failed=counters.failed,
-            errors=counters.errors,
-        ),
+        sessions=_sessions(len(service.registry), limit, service.registry.counters),
     )
+
+
+def _sessions(connected: int, limit: int, counters: Counters) -> SessionsStatus:
+    return SessionsStatus(connected=connected, limit=limit, **asdict(counters))
 
 
 @router.get(
@@ -129,10 +140,10 @@ async def status(request: Request) -> StatusResponse:
 )
 async def live(request: Request, response: Response) -> HealthResponse:
     """503 when the engine has failed for good."""
-    engine = service_of(request).engine
-    if engine.state == "failed":
+    opening = opening_of(request)
+    if opening.state == "failed":
         response.status_code = 503
-        return HealthResponse(status="failed", message=engine.failure)
+        return HealthResponse(status="failed", message=opening.failure)
     return HealthResponse(status="live")
 
 
@@ -144,17 +155,17 @@ async def live(request: Request, response: Response) -> HealthResponse:
 )
 async def ready(request: Request, response: Response) -> HealthResponse:
     """200 after the warm-up, until the server shuts down or fails."""
-    service = service_of(request)
-    if service.ready:
+    opening = opening_of(request)
+    if opening.state == "ready" and not opening.closing:
         return HealthResponse(status="ready")
     response.status_code = 503
-    if service.closing:
+    if opening.closing:
         return HealthResponse(status="stopping")
-    engine = service.engine
-    return HealthResponse(status=engine.state, message=engine.failure or engine.progress)
+    return HealthResponse(status=opening.state, message=opening.failure or opening.progress)
 
 
 @router.get("/metrics", tags=["operation"], summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Text in Prometheus' exposition format."""
-    return Response(service_of(request).metrics.render(), media_type=CONTENT_TYPE)
+    service = await service_of(request)
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE)

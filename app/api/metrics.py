@@ -119,9 +119,9 @@ class Metrics(Collector):
         yield _gauge("ready", "1 when frames can be made", float(self._engine.state == "ready"))
         yield _gauge("resident_memory_bytes", "Memory of this process", host_memory().resident)
         memory = GaugeMetricFamily(
-            f"{NAMESPACE}_device_memory_bytes", "Memory of the CUDA devices", labels=("device", "kind")
+            f"{NAMESPACE}_device_memory_bytes", "Memory of the CUDA devices in use", labels=("device", "kind")
         )
-        for device in device_memory():
+        for device in device_memory(in_use=True):
             for kind in ("total", "free", "allocated", "reserved"):
                 memory.add_metric((str(device.index), kind), getattr(device, kind))
         yield memory

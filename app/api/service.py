@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fastapi import Request, WebSocket
-
 from app.api.codec import Codec
 from app.api.metrics import Metrics
 from app.api.protocol import Planner
@@ -100,9 +98,3 @@ def _mode(pipeline: PipelineSettings, planners: Mapping[Mode, Planner]) -> Mode:
         if type(planner).__module__ == f"app.pipelines.{pipeline.name}" and pipeline.name != DEFAULT_PIPELINE:
             return mode
     return pipeline.mode
-
-
-def service_of(connection: Request | WebSocket) -> Service:
-    """The service that a route serves."""
-    service: Service = connection.app.state.service
-    return service

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.codec import Codec
-from app.api.service import Service, service_of
+from app.api.opening import service_of
+from app.api.service import Service
 from app.api.websocket import FULL, LINGER
 from app.core.session import Session
 
@@ -165,7 +166,7 @@ async def stream(
     max_fps: Annotated[float, Query(gt=0, le=1000, description="Pictures a second at most")] = 30,
 ) -> Response:
     """Watch a user's results, from before or after the user connects, as often as wanted."""
-    service = service_of(request)
+    service = await service_of(request)
     session = await _session(service, userId)
     quality = quality or service.settings.performance.jpeg_quality
     body = parts(session, service.codec, quality=quality, max_fps=max_fps)

@@ -3,6 +3,7 @@
 - A message that is too large is dropped as it arrives and reported, instead of closing the connection.
 - Pictures are compressed already, so WebSocket compression, which browsers ask for, only costs time.
 - A flood of tiny messages is parsed bit by bit, so that it holds up nobody else.
+- Reading pauses when messages pile up, and not, as in uvicorn, for every one of them.
 - The kernel keeps little of what a client has not taken yet: seconds of old pictures would hide there.
 
 `python -m app.main` uses all of this; docs/protocol.md has the flags for plain uvicorn.
@@ -33,23 +34,37 @@ UNSENT = 64 * 1024
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
-SLICE = 4096
-"""Bytes that are parsed before it is known that they are not many tiny messages."""
+READS = 128
+BREATH = 0.002
+"""So many parts of frames are parsed within so many seconds. A frame has two to five, and a page sends three
+frames for each picture. A loop that never sleeps would starve the threads that decode: CPython makes room for
+one that waits long, not for one that is woken too late again and again."""
 
-MANY = 32
-"""So many messages in a slice are a flood: a page sends three for each picture."""
+AHEAD = 4
+"""Messages that may wait for the application while more are read: those of one picture, and one more."""
 
 
 class BoundedReader(StreamReader):
-    """Reads a frame of more than ``limit`` bytes as an empty one, and notes its size in ``oversize``."""
+    """Reads a frame of more than ``limit`` bytes as an empty one, and notes its size in ``oversize``. When
+    ``budget`` is used up, the rest waits for a new one.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
         self.oversize = 0
+        self.budget = READS
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is more that a new budget would let through."""
+        return self.budget == 0 and bool(self.buffer)
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
         """Read ``n`` bytes; more than the limit are dropped while they arrive."""
+        while self.budget == 0:
+            yield
+        self.budget -= 1
         if n <= self.limit:
             return (yield from super().read_exact(n))
         left = n
@@ -93,32 +108,43 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn: LenientServerProtocol = LenientServerProtocol(self._limit, logger=self.logger)
         self._size = 0
         self._oversize = 0
-        self._unparsed = bytearray()
+        self._rest = bytearray()
+        self._refill_at = 0.0
+        self._turn: asyncio.TimerHandle | None = None
+        self.read_paused = True  # so that the base class does not pause; `_pace` does
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; of thousands of tiny messages at once only the first, the rest later."""
-        if self._unparsed:
-            self._unparsed += data
-        elif len(data) <= SLICE or not self.handshake_complete:
-            super().data_received(data)
-        else:
-            super().data_received(data[:SLICE])
-            if self.queue.qsize() < MANY:
-                super().data_received(data[SLICE:])
-            else:
-                self._unparsed += data[SLICE:]
+        """Parse what came; of thousands of tiny messages only the first, the others later."""
+        now = self.loop.time()
+        if now >= self._refill_at:
+            self.conn.reader.budget = READS
+            self._refill_at = now + BREATH
+        super().data_received(data)
+        self._pace()
 
     async def receive(self) -> ASGIReceiveEvent:
-        """The next message; when there is none left, go on with what has not been parsed."""
-        while self._unparsed and self.queue.empty():
-            data = bytes(self._unparsed[:SLICE])
-            del self._unparsed[:SLICE]
-            super().data_received(data)
-        event = await super().receive()
-        if self._unparsed and not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
+        """The next message."""
+        event = await self.queue.get()
+        self._pace()
         return event
+
+    def _pace(self) -> None:
+        """Parse and read no more than is handled, and of a flood a little at a time."""
+        if self.transport.is_closing():
+            return
+        full, behind = self.queue.qsize() > AHEAD, self.conn.reader.behind
+        if behind and not full and self._turn is None:
+            self._turn = self.loop.call_at(self._refill_at, self._go_on)
+        if (full or behind) == self.transport.is_reading():
+            if full or behind:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _go_on(self) -> None:
+        self._turn = None
+        if not self.transport.is_closing():
+            self.data_received(b"")
 
     async def run_asgi(self) -> None:
         """Let go of the connection in the end, even if the client never reads what was said last."""
@@ -131,6 +157,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """
         super().keepalive_timeout()
         self.transport.abort()
+
+    def handle_ping(self) -> None:
+        """Answer, unless the client does not read: answers would pile up."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
 
     def handle_text(self, event: Frame) -> None:
         """Take a text message, or the first part of one."""
@@ -148,8 +181,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._size > self._limit:
             self._oversize = self._size
             self.frames = []
-            event = Frame(event.opcode, b"", event.fin)
-        super().handle_cont(event)
+            self._rest.clear()
+        else:
+            # Joined as they come: as objects, millions of tiny parts would take gigabytes.
+            self._rest += event.data
+        if event.fin:
+            self.frames.append(bytes(self._rest))
+            self.send_receive_event_to_app()
 
     def send_receive_event_to_app(self) -> None:
         """Hand over a complete message, or the size of one that was not kept."""
@@ -160,12 +198,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._oversize = 0
         self.frames = []
         self.queue.put_nowait(event)
-        if not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
 
     def _begin(self, event: Frame) -> None:
         self._size = self._oversize = 0
+        self._rest.clear()
         self._count(event)
 
     def _count(self, event: Frame) -> None:

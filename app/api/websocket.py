@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,9 +23,11 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.websockets import WebSocketDisconnect
 
 from app.api.intake import Intake
+from app.api.opening import NoServiceError, Opening, opening_of
 from app.api.protocol import Assembler, Frame, NoPicture, Outcome, Parameters, Refusal
 from app.api.results import pack_header
-from app.api.service import Service, service_of
+from app.api.service import Service
+from app.config.schema import ServerSettings
 from app.core.messages import Mode
 from app.core.session import Ending, ServerFullError, Session
 from app.utils.image import PictureFormat
@@ -67,6 +69,10 @@ class Farewell:
     message: str
     code: int
 
+    def because(self, reason: str | None) -> Farewell:
+        """With a reason, if there is one."""
+        return self if reason is None else replace(self, message=f"{self.message}: {reason}")
+
 
 FULL = Farewell("error", "Server is full", 1013)
 ENDINGS = {
@@ -88,15 +94,19 @@ SEND_FRAME = status_text("send_frame")
 @router.websocket("/api/ws/{user:path}")
 async def websocket(websocket: WebSocket, user: str) -> None:
     """One connection. It is always accepted: a page cannot see why a handshake was refused."""
-    service = service_of(websocket)
+    opening = opening_of(websocket)
     await websocket.accept()
     try:
-        _check_origin(service, websocket.headers)
+        _check_origin(opening.settings.server, websocket.headers)
+        service = await _service(websocket, opening)
         options = _options(service, user, websocket.query_params)
     except ValueError as error:
         await _say_farewell(websocket, Farewell("error", str(error), 1008))
-        return
-    await Connection(websocket, service, options).run()
+    except NoServiceError as error:
+        farewell = ENDINGS[Ending.SHUTDOWN if opening.closing else Ending.FAILED]
+        await _say_farewell(websocket, farewell.because(None if opening.closing else str(error)))
+    else:
+        await Connection(websocket, service, options).run()
 
 
 @router.websocket("/{path:path}")
@@ -105,6 +115,12 @@ async def elsewhere(websocket: WebSocket, path: str) -> None:
     await websocket.accept()
     farewell = Farewell("error", f"There is no WebSocket at /{path[:60]}; it is at /api/ws/{{userId}}", 1008)
     await _say_farewell(websocket, farewell)
+
+
+async def _service(websocket: WebSocket, opening: Opening) -> Service:
+    if opening.service is None:
+        await _send(websocket, status_text("wait", "The server is starting"))
+    return await opening.wait()
 
 
 def _options(service: Service, user: str, query: QueryParams) -> Options:
@@ -120,9 +136,9 @@ def _options(service: Service, user: str, query: QueryParams) -> Options:
         raise ValueError(f"{name}: {words}, not {str(first['input'])[:60]!r}") from error
 
 
-def _check_origin(service: Service, headers: Headers) -> None:
+def _check_origin(server: ServerSettings, headers: Headers) -> None:
     """CORS does not cover WebSockets: a browser connects from any page, and says from which."""
-    allowed, origin = service.settings.server.allowed_origins, headers.get("origin")
+    allowed, origin = server.allowed_origins, headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return
     if urlsplit(origin).netloc != headers.get("host"):
@@ -216,10 +232,8 @@ class Connection:
 
     def ended(self, ending: Ending) -> None:
         """Send the client away."""
-        farewell = ENDINGS[ending]
-        if ending is Ending.FAILED and (reason := self._service.engine.failure):
-            farewell = Farewell(farewell.status, f"{farewell.message}: {reason}", farewell.code)
-        self._send_away(farewell)
+        reason = self._service.engine.failure if ending is Ending.FAILED else None
+        self._send_away(ENDINGS[ending].because(reason))
 
     # -- reading ----------------------------------------------------------------------------------
 

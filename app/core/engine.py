@@ -149,6 +149,7 @@ class Engine:
             self._call(self._end_start, error)
             return
         self._scheduler.free_rows = runner.free_rows
+        self._prompts.negative = runner.reads_negative_prompts
         self.description = runner.description
         prompts = threading.Thread(target=self._encode_prompts, args=(runner,), name="prompts", daemon=True)
         self._threads.append(prompts)
@@ -289,7 +290,7 @@ class Engine:
 
     def _fail_text(self, text: str, reason: str) -> None:
         with self._changed:
-            frames = [frame for frame in self._scheduler.waiting if text in frame.plan.texts]
+            frames = [frame for frame in self._scheduler.waiting if text in self._prompts.texts(frame)]
             for frame in frames:
                 self._scheduler.withdraw(frame)
         self._publish([Taken(frame.session, frame.number) for frame in frames])

@@ -188,6 +188,10 @@ class Runner(Protocol):
         """So many rows cost about what one row costs; at least 1."""
 
     @property
+    def reads_negative_prompts(self) -> bool:
+        """Whether a negative prompt has an effect; where it has none it is not embedded."""
+
+    @property
     def description(self) -> Mapping[str, str | int | bool]:
         """What runs where, for the status: model, device, acceleration really in use, sizes."""
 

@@ -159,6 +159,7 @@ class DiffusionRunner:
         self._picture = (height, width, 3)
         self._buckets = buckets
         self._guidance = guidance
+        self.reads_negative_prompts = guidance in ("full", "initialize")
         self.description = description
         self._execute = execute
         self._latent_shape = model.latent_shape(width, height)
@@ -301,7 +302,16 @@ class DiffusionRunner:
         )
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
-        return pipeline.decode(self._networks, latents), torch.isfinite(latents).flatten(1).all(1)
+        """The pictures, and for each whether its latents and what the VAE made of them are finite."""
+        sums = [_sums(latents, len(latents))]
+
+        def decode(latents: Tensor) -> Tensor:
+            images = self._networks.decode(latents)
+            sums.append(_sums(images, len(sums[0])))
+            return images
+
+        pictures = pipeline.decode(replace(self._networks, decode=decode), latents)
+        return pictures, torch.isfinite(torch.stack(sums)).all(0)
 
     # -- from rows to vectors ---------------------------------------------------------------------
 
@@ -336,7 +346,7 @@ class DiffusionRunner:
 
     def _prompt_rows(self, rows: Sequence[Row], which: int) -> list[int]:
         """Rows of the table of embeddings: of the prompt (0) or of the last text (-1), which is the
-        negative prompt of a row that has one.
+        negative prompt of a row that has one where it has an effect.
         """
         embeddings: list[Embedding] = [row.embeddings[which] for row in rows]
         return self._prompts.rows([(e.text, partial(_values, e)) for e in embeddings])
@@ -371,6 +381,12 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[i
         if group is not None:
             groups.setdefault(group, []).append(place)
     return groups
+
+
+def _sums(values: Tensor, rows: int) -> Tensor:
+    """A sum for each row, (rows,), float32: finite only if all its values are; cheaper than to ask each."""
+    grouped: Tensor = values.unflatten(0, (rows, -1))
+    return grouped.sum(tuple(range(1, grouped.ndim)), dtype=torch.float32)
 
 
 def _noise_map(seed: int, stage: int, shape: tuple[int, ...]) -> Tensor:

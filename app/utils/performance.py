@@ -46,14 +46,21 @@ def host_memory() -> HostMemory:
     return HostMemory(machine.total, machine.available, psutil.Process().memory_info().rss)
 
 
-def device_memory() -> list[DeviceMemory]:
-    """Read the memory of every CUDA device that this process can see; empty where there is none."""
+def device_memory(*, in_use: bool = False) -> list[DeviceMemory]:
+    """Read the memory of every CUDA device that this process can see; empty where there is none.
+
+    Args:
+        in_use: only of those that this process computes on. Asking about another one opens it, which takes
+            seconds, and half a gigabyte of its memory.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return []
     memory = []
     for index in range(torch.cuda.device_count()):
+        if in_use and not torch.cuda.memory_reserved(index):
+            continue
         free, total = torch.cuda.mem_get_info(index)
         memory.append(
             DeviceMemory(

@@ -32,7 +32,7 @@ def build() -> FastAPI:
     @asynccontextmanager
     async def starts_and_loads(started: FastAPI) -> AsyncIterator[Any]:
         async with starts(started) as state:
-            service = started.state.service
+            service = await started.state.opening.wait()
             while not service.ready:
                 if service.closing or service.engine.failure is not None:
                     raise RuntimeError(service.engine.failure or "stopped while loading")

@@ -23,6 +23,7 @@ from app.api.service import Service
 from app.api.transport import WebSocketProtocol, listen
 from app.config.schema import Settings
 from app.core.engine import Engine
+from app.core.messages import Mode
 from app.core.session import Session
 from app.main import Process, create_app
 from app.utils.image import decode, encode
@@ -45,6 +46,7 @@ class Server:
         runner: FakeRunner,
         create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
         ping: float = 20.0,
+        importing: Callable[[], object] | None = None,
     ) -> None:
         self.runner = runner
         self.image = FakePlanner("image")
@@ -54,9 +56,15 @@ class Server:
         )
         listener = listen("127.0.0.1", 0)
         self.port: int = listener.getsockname()[1]
+
+        def build(_settings: Settings) -> tuple[Engine, dict[Mode, FakePlanner]]:
+            if importing is not None:
+                importing()
+            return self.engine, {"image": self.image, "video": FakePlanner("video")}
+
         self.app = create_app(
             settings,
-            build=lambda _settings: (self.engine, {"image": self.image, "video": FakePlanner("video")}),
+            build=build,
             process=Process(self.stop, self.ended.append),
         )
         config = uvicorn.Config(
@@ -71,7 +79,7 @@ class Server:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, args=(listener,), daemon=True)
         self._thread.start()
-        while not self._server.started:
+        while not self._server.started or (importing is None and self.app.state.opening.service is None):
             time.sleep(0.005)
 
     def _run(self, listener: socket.socket) -> None:
@@ -83,7 +91,8 @@ class Server:
 
     @property
     def service(self) -> Service:
-        service: Service = self.app.state.service
+        service: Service | None = self.app.state.opening.service
+        assert service is not None
         return service
 
     @property
@@ -97,6 +106,11 @@ class Server:
         session = self.service.registry.find(user)
         assert session is not None, f"{user} is not connected"
         return session
+
+    def protocol(self, user: str) -> WebSocketProtocol:
+        """What uvicorn has of a user's connection."""
+        protocols = [p for p in self._server.server_state.connections if isinstance(p, WebSocketProtocol)]
+        return next(p for p in protocols if p.scope["path"] == f"/api/ws/{user}")
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -212,12 +226,14 @@ def make_server() -> Iterator[MakeServer]:
             runner: FakeRunner | None = None,
             create_runner: Callable[[Callable[[str], None]], FakeRunner] | None = None,
             ping: float = 20.0,
+            importing: Callable[[], object] | None = None,
             **sections: dict[str, Any],
         ) -> Server:
             sections = {"pipeline": {}, "server": {}, **sections}
             sections["pipeline"] = {"width": SIZE, "height": SIZE, **sections["pipeline"]}
             sections["server"] = {"stream_grace": 0.3, **sections["server"]}
-            server = Server(Settings.model_validate(sections), runner or FakeRunner(), create_runner, ping)
+            settings = Settings.model_validate(sections)
+            server = Server(settings, runner or FakeRunner(), create_runner, ping, importing)
             stack.callback(server.join)
             stack.callback(server.stop)
             stack.callback(server.runner.gate.set)

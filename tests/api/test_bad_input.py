@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from websockets.asyncio.client import connect
 
 from tests.api.conftest import SIZE, Client, MakeServer, Server, picture
-from tests.utils.test_image import huge_png, oriented, saved, scene
+from tests.utils.test_image import chunked_png, huge_png, oriented, saved, scene, with_scans
 
 NEXT = {"status": "next_frame"}
 RGB = Pillow.fromarray(scene(SIZE, SIZE))
@@ -27,6 +27,8 @@ PICTURES: dict[str, tuple[bytes, str]] = {
     "16 bits": (saved(Pillow.new("I;16", (SIZE, SIZE)), "PNG"), "16 bits"),
     "rotated": (saved(RGB, "JPEG", exif=oriented(6)), "rotated"),
     "1x1": (saved(scene(1, 1), "PNG"), "too small: 1×1"),
+    "thousands of scans": (with_scans(5000, progressive=True), "scans; at most 100"),
+    "thousands of chunks": (chunked_png(20_000), "more than 10000 chunks"),
     "20000x20000": (huge_png(20_000), "too large: 20000×20000"),
 }
 

@@ -100,6 +100,14 @@ async def test_a_signal_while_the_model_loads_tells_who_waits_and_ends_the_proce
         assert b"Traceback" not in output, output.decode()
 
 
+async def test_the_keyboard_ends_the_server_without_a_trace() -> None:
+    async with serving("tuned") as (process, _):
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+        assert process.returncode == -signal.SIGINT, "as whoever pressed Ctrl-C expects"
+        assert b"Traceback" not in output, output.decode()
+
+
 @pytest.mark.parametrize("command", [["-m", "app.main"], ["-m", "uvicorn", "app.main:app", "--port", "0"]])
 async def test_a_mistake_in_the_configuration_is_one_sentence_and_status_2(command: list[str]) -> None:
     process = await start(*command, STREAMDIFFUSION_PIPELINE__WIDTH="511")
@@ -144,6 +152,32 @@ def test_importing_does_nothing() -> None:
         check=True,
     )
     assert run.stdout.strip() == "False"
+
+
+async def test_a_start_can_be_stopped_while_libraries_are_imported() -> None:
+    port = free_port()
+    process = await start(
+        "-m",
+        "app.main",
+        STREAMDIFFUSION_MODEL__ACCELERATION="none",
+        STREAMDIFFUSION_MODEL__MODEL_ID="models/mini",
+        STREAMDIFFUSION_SERVER__HOST="127.0.0.1",
+        STREAMDIFFUSION_SERVER__PORT=str(port),
+    )
+    async with httpx.AsyncClient() as http:
+        while True:
+            try:
+                status = (await http.get(f"http://127.0.0.1:{port}/api/status", timeout=20)).json()
+                break
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+    assert status["progress"] == "importing libraries"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = await process.communicate()
+    assert time.monotonic() - began < 5
+    assert process.returncode == 0
+    assert b"Traceback" not in output, output.decode()
 
 
 async def test_a_device_that_is_not_there_is_one_sentence() -> None:

@@ -6,8 +6,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -404,3 +404,73 @@ async def test_a_client_that_does_not_answer_pings_loses_its_place(make_server: 
                 await asyncio.sleep(0.002)
         await until(lambda: server.service.registry.find("ann") is None)
         client.socket.transport.abort()
+
+
+class Flooder(asyncio.Protocol):
+    """A connection by hand that says anything, and counts the bytes that come back."""
+
+    def __init__(self, server: Server) -> None:
+        self._request = (
+            f"GET /api/ws/bad HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+            "dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ).encode()
+        self.received = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+
+
+@asynccontextmanager
+async def flooding(server: Server) -> AsyncIterator[Flooder]:
+    loop = asyncio.get_running_loop()
+    _, flooder = await loop.create_connection(lambda: Flooder(server), "127.0.0.1", server.port)
+    await until(lambda: server.service.registry.find("bad"))
+    await asyncio.sleep(0.1)
+    try:
+        yield flooder
+    finally:
+        flooder.transport.abort()
+
+
+async def test_a_flood_of_pings_holds_up_nobody(server: Server) -> None:
+    pings = 100_000
+    async with flooding(server) as bad, server.client("good", "?output=ws") as good:
+        await good.begin()
+        before = bad.received
+        bad.transport.write(client_frame(9, b"") * pings)
+        for _ in range(3):
+            await good.send(picture(100))
+            await good.result()
+        assert bad.received - before < 2 * pings, "all were answered before anybody else had a turn"
+
+
+async def test_pongs_are_not_kept_for_who_does_not_read(server: Server) -> None:
+    payload = bytes(125)
+    async with flooding(server) as bad:
+        bad.transport.pause_reading()
+        bad.transport.write(client_frame(9, payload) * 40_000 + client_frame(1, b"heard"))
+        await until(lambda: server.session("bad").counters.errors == 1, within=30)
+        assert server.protocol("bad").transport.get_write_buffer_size() < 10**6
+
+
+async def test_a_message_in_tiny_parts_holds_up_nobody_and_takes_no_memory(server: Server) -> None:
+    def part(opcode: int, data: bytes) -> bytes:
+        frame = client_frame(opcode, data)
+        return bytes([frame[0] & 0x7F]) + frame[1:]  # more is to come
+
+    async with flooding(server) as bad, server.client("good", "?output=ws") as good:
+        await good.begin()
+        bad.transport.write(part(2, b"a") + part(0, b"b") * 100_000 + client_frame(0, b"c"))
+        for _ in range(3):
+            await good.send(picture(100))
+            await good.result()
+        counters = server.session("bad").counters
+        assert counters.errors == 0, "it was parsed in one go"
+        assert len(server.protocol("bad").frames) == 1
+        await until(lambda: counters.errors == 1, within=30)

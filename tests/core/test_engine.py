@@ -280,6 +280,14 @@ async def test_a_prompt_is_embedded_once() -> None:
         assert sorted(it.runner.encoded) == ["cat", "dog"]
 
 
+async def test_a_negative_prompt_without_effect_is_not_embedded() -> None:
+    async with running(PlayedRunner(negative=False)) as it:
+        it.submit(frame("a", 1, prompt="cat", negative="bad prompt"))
+        await it.ended(1)
+        assert it.users(Done) == ["a"]
+        assert it.runner.encoded == ["cat"]
+
+
 async def test_a_prompt_that_nobody_waits_for_any_more_is_not_embedded() -> None:
     async with running() as it:
         it.runner.encoding.close()

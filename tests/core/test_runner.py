@@ -219,6 +219,44 @@ def test_a_row_that_comes_out_non_finite_fails_alone() -> None:
         np.testing.assert_array_equal(image, expected[0])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_picture_that_the_vae_makes_non_finite_fails_alone(value: float) -> None:
+    """As in half precision, from latents that are finite; black or white would not tell."""
+    networks = tiny.model().networks()
+    latents_of_second: list[Tensor] = []
+
+    def decode(latents: Tensor) -> Tensor:
+        images = networks.decode(latents).clone()
+        latents_of_second.append(latents[1])
+        images[1, 2, 3, 4] = value
+        return images
+
+    frames = [frame(number=1), frame(number=2), frame("video", number=3)]
+    first, second, third = run_together(
+        create_runner(networks=dataclasses.replace(networks, decode=decode)), frames
+    )
+    expected = run_together(create_runner(), frames)
+    assert second is None
+    assert torch.isfinite(latents_of_second[0]).all()
+    np.testing.assert_array_equal(first, expected[0])
+    np.testing.assert_array_equal(third, expected[2])
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_negative_prompts_are_read_where_they_have_an_effect(guidance: Guidance) -> None:
+    runner = create_runner(guidance=guidance)
+    plain, other = (
+        row(runner, frame(number=1, negative_prompt=text, guidance_scale=20.0), 0) for text in ("", "a dog")
+    )
+    (expected,), (image,) = runner.launch((plain,)).collect(), runner.launch((other,)).collect()
+    assert expected is not None
+    assert image is not None
+    assert runner.reads_negative_prompts == (not np.array_equal(image, expected))
+    if not runner.reads_negative_prompts:
+        alone = dataclasses.replace(other, embeddings=other.embeddings[:1])
+        np.testing.assert_array_equal(runner.launch((alone,)).collect()[0], expected)
+
+
 def test_a_missing_picture_is_not_replaced_by_a_neighbours() -> None:
     runner = create_runner()
     broken = dataclasses.replace(frame(number=1), image=None)

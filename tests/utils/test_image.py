@@ -71,6 +71,7 @@ def huge_webp(side: int) -> bytes:
     [
         ("JPEG", {"quality": 95, "subsampling": 0}, 4),
         ("JPEG", {"quality": 85, "progressive": True}, 8),
+        ("JPEG", {"quality": 95, "subsampling": 2}, 8),  # 4:2:0, as most cameras send
         ("PNG", {}, 0),
         ("WEBP", {"lossless": True}, 0),
         ("WEBP", {"quality": 95}, 12),
@@ -187,6 +188,59 @@ def test_millions_of_empty_parts_cost_nothing(data: bytes, words: str) -> None:
     with pytest.raises(PictureError, match=words):
         take(data)
     assert time.thread_time() - began < 0.05
+
+
+def with_scans(count: int, **options: Any) -> bytes:
+    """A large JPEG that goes through its last scan again and again; each costs a few bytes."""
+    data = saved(np.full((2048, 2048, 3), 127, np.uint8), "JPEG", quality=50, **options)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_costs_nothing() -> None:
+    data = with_scans(5000, progressive=True)
+    began = time.thread_time()
+    with pytest.raises(PictureError, match=r"a JPEG of 50\d\d scans; at most 100"):
+        take(data, max_pixels=2048 * 2048)
+    assert time.thread_time() - began < 0.05
+    with pytest.raises(PictureError, match="damaged"):
+        take(with_scans(1, progressive=True), max_pixels=2048 * 2048)
+
+
+def test_scans_of_single_colours_are_counted() -> None:
+    data = saved(scene(), "JPEG")
+    start = data.rindex(b"\xff\xda")
+    (length,) = struct.unpack_from(">H", data, start + 2)
+    head, pixels = data[:start], data[start + 2 + length : -2]
+    scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, 0, 63, 0]) + pixels
+    assert read_header(data).scans == 1
+    assert read_header(head + scan * 200 + data[-2:]).scans == 200
+    # What only looks like a scan, within a comment, hides nothing.
+    comment = b"\xff\xfe" + struct.pack(">H", 14) + b"\xff\xda\x00\x0c\x03" + bytes(7)
+    frame = head.index(b"\xff\xc0")
+    (length,) = struct.unpack_from(">H", head, frame + 2)
+    hidden = head[: frame + 2 + length] + comment + head[frame + 2 + length :] + scan * 200 + data[-2:]
+    assert read_header(hidden).scans == 201
+
+
+def test_progressive_and_many_chunked_pictures_of_cameras_are_fine() -> None:
+    assert 5 < read_header(saved(scene(), "JPEG", progressive=True)).scans < 20
+    assert take(chunked_png(2000)).shape == (64, 96, 3)
+
+
+def test_a_png_of_millions_of_chunks_costs_nothing() -> None:
+    data = chunked_png(300_000)
+    began = time.thread_time()
+    with pytest.raises(PictureError, match="more than 10000 chunks"):
+        take(data)
+    assert time.thread_time() - began < 0.05
+
+
+def chunked_png(count: int) -> bytes:
+    """A good picture, and empty chunks after its pixels."""
+    data = saved(scene(), "PNG")
+    empty = b"\0\0\0\0abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    return data[:-12] + empty * count + data[-12:]
 
 
 def test_upright_exif_is_fine() -> None:

@@ -63,6 +63,23 @@ def test_device_memory(played_gpu: list[str]) -> None:
     ]
 
 
+def test_a_device_that_is_not_in_use_is_not_opened(
+    played_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def mem_get_info(index: int) -> tuple[int, int]:
+        opened.append(index)
+        return 5 * GIB, 8 * GIB
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: GIB if index == 1 else 0)
+    assert [device.index for device in device_memory(in_use=True)] == [1]
+    assert opened == [1]
+    assert [device.index for device in device_memory()] == [0, 1, 2]
+
+
 def test_cleanup_gives_the_cache_back_and_says_how_much(
     played_gpu: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
