@@ -1,8 +1,8 @@
 """Turns ``benchmarks/results`` into the tables of the documentation: ``python -m benchmarks.report``.
 
 The text around the tables is written by hand; a table, or a sentence full of figures, stands between
-``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``--check`` changes nothing and says which pages are not up
-to date.
+``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``. ``--check`` changes nothing and says which pages are not
+up to date.
 """
 
 from __future__ import annotations
