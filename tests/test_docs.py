@@ -73,9 +73,9 @@ def test_example_of_dotenv_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def shape(path: Path) -> tuple[list[str], list[str]]:
-    """Return a page's headings' levels and tables' names, and its code without comments and alignment."""
+    """Return a page's headings, tables and pictures, and its code without comments and alignment."""
     parts = re.split(r"^(```.*?)^```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    outline = re.findall(r"^(#+ |<!-- .+)", "".join(parts[::2]), flags=re.MULTILINE)
+    outline = re.findall(r"^(#+ |<!-- .+|!\[)", "".join(parts[::2]), flags=re.MULTILINE)
     return outline, [" ".join(re.sub(r" # .*|─", " ", block).split()) for block in parts[1::2]]
 
 
