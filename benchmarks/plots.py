@@ -29,7 +29,12 @@ def main() -> None:
         loads = variant.get("streams", {})
         if not loads:
             continue
-        style = {"marker": "o", "markersize": 3, "linewidth": 2.2 if name.startswith(OURS) else 1.1, "label": name}
+        style = {
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 2.2 if name.startswith(OURS) else 1.1,
+            "label": name,
+        }
         streams = [int(count) for count in loads]
         rate.plot(streams, [load["frames_per_second"] for load in loads.values()], **style)
         age.plot(streams, [load["age_ms"]["p99"] for load in loads.values()], **style)
