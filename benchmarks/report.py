@@ -11,11 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks import capacity
+from benchmarks.chinese import in_chinese
 from benchmarks.results import FOLDER
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -132,7 +134,7 @@ def one_stream(found: Figures) -> str:
     variants = {name: v["one_stream"] for name, v in found["variants"].items() if "one_stream" in v}
     loads = list(dict.fromkeys(load for v in variants.values() for load in v))
     rows = ([name, *(_ms(v.get(load)) for load in loads)] for name, v in variants.items())
-    return table(["ms per frame", *(f"{load} steps" for load in loads)], rows)
+    return table(["ms per frame", *(load.replace(", ", ", steps ") for load in loads)], rows)
 
 
 def many_streams(found: Figures) -> str:
@@ -192,22 +194,40 @@ def serving(found: Figures) -> str:
     return table(["picture, results by", *heads], rows)
 
 
-def serving_in_words(found: Figures) -> str:
+IN_WORDS: Mapping[capacity.Language, str] = {
+    "en": """\
+A frame costs the server {least:.2f} to {most:.2f} times its codec, \
+**{middle:.2f} at the median** (aim: 1.25).
+With a runner that takes 20 ms a tick and {users} users at 20 frames/s, each gets {fps:.2f} frames/s at an
+age of {p50:.0f} ms (median) and {p99:.0f} ms (99th percentile); \
+quarter by quarter the median is {young:.0f} to {old:.0f} ms.
+Meanwhile `/api/queue` answers in {queue:.1f} ms (95th percentile {queue_p95:.1f}).""",
+    "zh": """\
+服务器处理一帧的用时是其编解码的 {least:.2f} 至 {most:.2f} 倍，**中位数为 {middle:.2f}**（目标：1.25）。
+运行器每个节拍用 20 ms、{users} 位用户各 20 帧/秒时，每位得到 {fps:.2f} 帧/秒，
+延迟为 {p50:.0f} ms（中位数）和 {p99:.0f} ms（第 99 百分位）；\
+把时间分成四段，各段的中位数为 {young:.0f} 至 {old:.0f} ms。
+与此同时，`/api/queue` 在 {queue:.1f} ms 内回答（第 95 百分位为 {queue_p95:.1f}）。""",
+}
+
+
+def serving_in_words(language: capacity.Language, found: Figures) -> str:
     """The serving layer's figures against its aims."""
     ratios = [run["ratio"] for run in found["pass_through"]]
     ticks = found["tick_20_ms"]
-    age, quarters = ticks["age_ms"], ticks["age_p50_ms_by_quarter"]
-    return "\n".join(
-        [
-            f"A frame costs the server {min(ratios):.2f} to {max(ratios):.2f} times its codec, "
-            f"**{median(ratios):.2f} at the median** (aim: 1.25).",
-            f"With a runner that takes 20 ms a tick and {ticks['users']} users at 20 frames/s, each gets "
-            f"{ticks['frames_per_user']['median']:.2f} frames/s at an",
-            f"age of {age['p50']:.0f} ms (median) and {age['p99']:.0f} ms (99th percentile); "
-            f"quarter by quarter the median is {min(quarters):.0f} to {max(quarters):.0f} ms.",
-            f"Meanwhile `/api/queue` answers in {ticks['queue_ms']['p50']:.1f} ms (95th percentile "
-            f"{ticks['queue_ms']['p95']:.1f}).",
-        ]
+    quarters = ticks["age_p50_ms_by_quarter"]
+    return IN_WORDS[language].format(
+        least=min(ratios),
+        most=max(ratios),
+        middle=median(ratios),
+        users=ticks["users"],
+        fps=ticks["frames_per_user"]["median"],
+        p50=ticks["age_ms"]["p50"],
+        p99=ticks["age_ms"]["p99"],
+        young=min(quarters),
+        old=max(quarters),
+        queue=ticks["queue_ms"]["p50"],
+        queue_p95=ticks["queue_ms"]["p95"],
     )
 
 
@@ -261,8 +281,9 @@ def deployment(language: capacity.Language) -> Tables:
     }
 
 
-PAGES: Mapping[str, Tables] = {
-    "performance.md": {
+def performance(language: capacity.Language) -> Tables:
+    """The blocks of docs/performance.md in a language."""
+    tables: Tables = {
         "kernels": (("kernels",), kernels),
         "attention": (("kernels",), attention),
         "codec": (("kernels",), codec),
@@ -273,8 +294,15 @@ PAGES: Mapping[str, Tables] = {
         "many streams": (("gpu",), many_streams),
         "cpu": (("cpu",), on_cpu),
         "serving": (("serving-cpu",), serving),
-        "serving in words": (("serving-cpu",), serving_in_words),
-    },
+    }
+    if language == "zh":
+        tables = {name: (files, in_chinese(make)) for name, (files, make) in tables.items()}
+    return {**tables, "serving in words": (("serving-cpu",), partial(serving_in_words, language))}
+
+
+PAGES: Mapping[str, Tables] = {
+    "performance.md": performance("en"),
+    "zh/performance.md": performance("zh"),
     "scaling.md": scaling("en"),
     "zh/scaling.md": scaling("zh"),
     "deployment.md": deployment("en"),

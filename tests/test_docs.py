@@ -13,6 +13,14 @@ from benchmarks.report import outdated
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ROOT / "docs/configuration.md"
 CHINESE = ROOT / "docs/zh/configuration.md"
+TRANSLATED = {
+    ROOT / "README.md": ROOT / "README.zh-CN.md",
+    **{
+        page: page.parent / "zh" / page.name
+        for page in ROOT.glob("docs/*.md")
+        if page.name != "performance-log.md"
+    },
+}
 
 
 def rows(path: Path) -> dict[str, tuple[str, str]]:
@@ -62,6 +70,34 @@ def test_example_of_dotenv_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for name, value in named:
         section, key = name.removeprefix("STREAMDIFFUSION_").lower().split("__")
         assert str(loaded[section][key]) == value
+
+
+def shape(path: Path) -> tuple[list[str], list[str]]:
+    """Return a page's headings, tables and pictures, and its code without comments and alignment."""
+    parts = re.split(r"^(```.*?)^```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    outline = re.findall(r"^(#+ |<!-- .+|!\[)", "".join(parts[::2]), flags=re.MULTILINE)
+    return outline, [" ".join(re.sub(r" # .*|─", " ", block).split()) for block in parts[1::2]]
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_chinese_page_has_the_same_headings_and_code(page: Path) -> None:
+    outline, blocks = shape(page)
+    chinese_outline, chinese_blocks = shape(TRANSLATED[page])
+    assert chinese_outline == outline
+    assert len(chinese_blocks) == len(blocks)
+    for block, chinese_block in zip(blocks, chinese_blocks, strict=True):
+        # What is in Chinese may stand for any words; all else is the same.
+        assert re.fullmatch(re.sub(r"[\u2e80-\uffef]+", ".+", re.escape(chinese_block)), block)
+
+
+def test_heads_of_the_chinese_tables_are_in_chinese() -> None:
+    page = (ROOT / "docs/zh/performance.md").read_text(encoding="utf-8")
+    words = {
+        word
+        for heads in re.findall(r"begin: .+\n(\| .+)\n\| ---", page)
+        for word in re.findall(r"[A-Za-z]{2,}", heads)
+    }
+    assert words == {"ms", "GiB", "TFLOP", "CPU", "queue", "cuDNN", "flash", "efficient"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does."""
+"""docs/protocol.md says what the code does, in both languages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
+
 from app.api.results import HEADER, REPEATED
 from app.api.websocket import ENDINGS, FULL, Options, Status
 from tests.api.conftest import Received
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TYPES = {"u8": "B", "u16": "H", "u32": "I", "f32": "f", "f64": "d"}
 
 
-def test_the_header_is_where_the_page_says() -> None:
-    rows = re.findall(r"^\| (\d+) \| (\w+) \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
+@pytest.fixture(params=["protocol.md", "zh/protocol.md"])
+def page(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_the_header_is_where_the_page_says(page: str) -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| `(\w+)` \|", page, flags=re.MULTILINE)
     offset = 0
     for expected, kind, _ in rows:
         assert int(expected) == offset
@@ -27,16 +35,16 @@ def test_the_header_is_where_the_page_says() -> None:
     assert REPEATED == 1
 
 
-def test_every_code_is_explained() -> None:
-    explained = {int(code) for code in re.findall(r"^\| (\d{4}) \|", PAGE, flags=re.MULTILINE)}
+def test_every_code_is_explained(page: str) -> None:
+    explained = {int(code) for code in re.findall(r"^\| (\d{4}) \|", page, flags=re.MULTILINE)}
     assert explained == {FULL.code, 1008, *(farewell.code for farewell in ENDINGS.values())}
 
 
-def test_every_status_is_explained() -> None:
-    explained = set(re.findall(r'^\| `\{"status": "(\w+)"', PAGE, flags=re.MULTILINE))
+def test_every_status_is_explained(page: str) -> None:
+    explained = set(re.findall(r'^\| `\{"status": "(\w+)"', page, flags=re.MULTILINE))
     assert explained == set(Status.__args__)  # type: ignore[attr-defined]
 
 
-def test_every_query_is_explained() -> None:
-    explained = set(re.findall(r"^\| `(\w+)` \| .+ \| .+ \| .+ \|$", PAGE, flags=re.MULTILINE))
+def test_every_query_is_explained(page: str) -> None:
+    explained = set(re.findall(r"^\| `(\w+)` \| .+ \| .+ \| .+ \|$", page, flags=re.MULTILINE))
     assert set(Options.model_fields) - {"user"} <= explained
