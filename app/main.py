@@ -98,7 +98,8 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
             try:
                 yield
             finally:
-                # Loading cannot be interrupted, and whoever asks for the end wants nothing of it any more.
+                # Loading cannot be interrupted, and whoever asks for the end wants nothing of it any more. If
+                # nobody asked, the server gave up by itself, for example since its port is taken.
                 asked, loading = opening.closing, opening.state == "starting"
                 opening.close()
                 service, patience = opening.service, 0 if loading else settings.server.shutdown_timeout / 2
