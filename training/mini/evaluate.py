@@ -104,6 +104,9 @@ def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
     if mask.sum() < 200:
         return False, False
     inner = picture[0][:, mask].median(1).values.view(1, 3, 1, 1)
+    # The background has shades of its own: the shape is what is nearer to its colour than to the border's.
+    away = [(picture - c.view(1, 3, 1, 1)).abs().sum((0, 1)) for c in (inner, border)]
+    mask = away[0] < away[1]
     # Compare hue and brightness apart from the light falling on the shape.
     distance = (table - inner).square().sum((1, 2, 3))
     right_colour = names[int(distance.argmin())] == colour
