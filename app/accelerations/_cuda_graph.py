@@ -77,7 +77,8 @@ class GraphExecutor:
             with recording:
                 outputs = function(*inputs)
         except BaseException:
-            self._pool = torch.cuda.graph_pool_handle()  # the old one counts as being recorded to for ever
+            # The old pool counts as being recorded to for ever; the stream's workspace goes with the graph.
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             raise
         log.debug("captured %s", key)
         return _Captured(graph, inputs, *tree_flatten(outputs))

@@ -31,7 +31,7 @@ class Acceleration(BaseAcceleration):
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         """Replace the blocks; the kernels are compiled when they are first used, in seconds."""
         prepare(model)
-        modules = import_module("app.accelerations._fused.modules")
+        modules = _working_modules(model)
         project = fuse_unet(model.unet, modules)
         fuse_vae(model.vae, modules)
         plain = model.networks()
@@ -40,6 +40,25 @@ class Acceleration(BaseAcceleration):
             return plain.unet(latents, timesteps, project(embeddings))
 
         return Networks(unet, plain.encode, plain.decode)
+
+
+def _working_modules(model: Model) -> Any:
+    """The modules, when one of their kernels has been compiled and has run: what Triton needs beside a
+    compiler shows only then.
+
+    Raises:
+        AccelerationError: if it did not.
+    """
+    try:
+        modules = import_module("app.accelerations._fused.modules")
+        modules.upsample(torch.zeros(1, 1, 1, 1, device=model.device, dtype=model.dtype))
+        torch.cuda.synchronize(model.device)
+    except Exception as error:  # compilers, linkers and drivers raise what they like
+        reason = str(error).strip().partition("\n")[0]
+        raise AccelerationError(
+            f"the acceleration 'fused' cannot work here: Triton does not run ({reason})"
+        ) from error
+    return modules
 
 
 def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
@@ -66,7 +85,7 @@ def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
     for transformer, span in spans.items():
         _replace(unet, transformer, modules.Transformer(transformer, span))
     for module in list(unet.modules()):
-        if type(module).__name__ == "Upsample2D":
+        if type(module).__name__ == "Upsample2D" and module.norm is None and not module.use_conv_transpose:
             _replace(unet, module, modules.Upsample(module.conv))
         elif type(module).__name__ == "Downsample2D":
             module.conv = modules.convolution(module.conv)
@@ -81,7 +100,7 @@ def fuse_vae(vae: Any, modules: Any) -> None:
         name = type(module).__name__
         if name == "AutoencoderTinyBlock" and isinstance(module.conv[1], nn.ReLU):
             _replace(vae, module, modules.TinyBlock(module))
-        elif name == "ResnetBlock2D":
+        elif name == "ResnetBlock2D" and _is_plain(module):
             _replace(vae, module, modules.Resnet(module, None))
         elif name in ("EncoderTiny", "DecoderTiny"):
             for place, layer in enumerate(module.layers):
@@ -92,14 +111,7 @@ def fuse_vae(vae: Any, modules: Any) -> None:
 
 
 def _check(unet: Any, resnets: list[Any], blocks: list[Any], transformers: int) -> None:
-    plain = all(
-        resnet.time_embedding_norm == "default"
-        and resnet.output_scale_factor == 1.0
-        and resnet.upsample is None
-        and resnet.downsample is None
-        and isinstance(resnet.nonlinearity, nn.SiLU)
-        for resnet in resnets
-    ) and all(
+    plain = all(_is_plain(resnet) for resnet in resnets) and all(
         block.attn2 is not None
         and block.attn2.to_q.bias is None
         and block.attn1.to_q.bias is None
@@ -113,6 +125,17 @@ def _check(unet: Any, resnets: list[Any], blocks: list[Any], transformers: int) 
             "the acceleration 'fused' knows the blocks of Stable Diffusion 1.x and 2.x only; "
             "use 'compile' or 'none'"
         )
+
+
+def _is_plain(resnet: Any) -> bool:
+    """Whether a residual block is what `modules.Resnet` computes."""
+    return (
+        (resnet.time_embedding_norm == "default" or resnet.time_emb_proj is None)
+        and resnet.output_scale_factor == 1.0
+        and resnet.upsample is None
+        and resnet.downsample is None
+        and isinstance(resnet.nonlinearity, nn.SiLU)
+    )
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

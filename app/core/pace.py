@@ -6,6 +6,8 @@ Pure arithmetic on times; it knows neither devices nor frames.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+
 MARGIN = 3e-4
 """Seconds by which a launch may take longer than the one before."""
 
@@ -14,7 +16,9 @@ class Pace:
     """Learns what forward passes and launches take. All times are seconds of one clock."""
 
     def __init__(self) -> None:
-        self._forward: dict[int, float] = {}
+        # The last two of each batch size, of which the smaller counts: after one that was held up by
+        # something else nobody shall wait as long again, and being early only costs a few newest frames.
+        self._forward: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=2))
         self._launch = 0.0
         self._free_at = 0.0
 
@@ -24,7 +28,7 @@ class Pace:
 
     def ended(self, batch: int, seconds: float, at: float) -> None:
         """Note that a forward pass ended, and what it took the device."""
-        self._forward[batch] = seconds
+        self._forward[batch].append(seconds)
         self._free_at = at
 
     def freed(self, at: float) -> None:
@@ -35,7 +39,6 @@ class Pace:
         """When to launch what follows a batch that was launched then, everything before it being done;
         None if this batch size never ran.
         """
-        forward = self._forward.get(batch)
-        if forward is None:
+        if not self._forward[batch]:
             return None
-        return max(launched_at, self._free_at) + forward - self._launch - MARGIN
+        return max(launched_at, self._free_at) + min(self._forward[batch]) - self._launch - MARGIN

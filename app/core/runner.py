@@ -76,6 +76,7 @@ class Batch:
         self._pace = pace
         self._safety_checker = safety_checker
         self._launched_at = time.monotonic()
+        self._over = False
 
     def wait_turn(self) -> None:
         """Sleep until the next batch is to be launched; a size that never ran is waited for."""
@@ -89,7 +90,9 @@ class Batch:
         """Block until the forward pass is done."""
         with device_errors():
             self._done.wait()
-            self._pace.ended(self.batch, self._done.seconds_since(self._begun), time.monotonic())
+            if not self._over:
+                self._pace.ended(self.batch, self._done.seconds_since(self._begun), time.monotonic())
+            self._over = True
 
     def complete(self) -> bool:
         """Whether the pictures are on the host."""

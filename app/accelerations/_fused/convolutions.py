@@ -14,8 +14,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-TAPS = 9
-
 
 @triton.jit
 def _from_few(
@@ -49,7 +47,7 @@ def weights_from_few(weight: Tensor) -> Tensor:
 
 
 def conv_from_few(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of a few channels, at most 7.
+    """A convolution of a few channels: pictures and latents.
 
     Args:
         x: (B, C, H, W).
