@@ -35,7 +35,7 @@ from app.api.service import Service
 from app.api.transport import WebSocketProtocol, listen
 from app.config.settings import ConfigurationError, Settings, load_settings
 from app.core.engine import Engine
-from app.core.messages import Mode
+from app.core.messages import DeviceLostError, Mode, OutOfMemoryError, StartError
 from app.utils.logger import configure_logging
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def build(settings: Settings) -> tuple[Engine, Mapping[Mode, Planner]]:
     try:
         pipelines = load_pipelines(settings.pipeline.name)
     except TypeError as error:
-        raise RuntimeError(str(error)) from error
+        raise StartError(str(error)) from error
     return create_engine(settings, pipelines), pipelines
 
 
@@ -147,7 +147,7 @@ async def _open(opening: Opening, build: Build, fail: Callable[[str], None]) -> 
         service = Service(opening.settings, engine, planners)
         opening.arrive(service)
         await service.open()
-    except RuntimeError as error:
+    except (StartError, DeviceLostError, OutOfMemoryError) as error:
         # What cannot be loaded says so in one sentence; anything else is a fault of ours, with a trace.
         fail(str(error))
     except Exception as error:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from app.core.messages import StartError
 from app.models.model import Model
 from app.models.networks import Networks
 
 
-class AccelerationError(RuntimeError):
+class AccelerationError(StartError):
     """An acceleration cannot work here; the message says why and what would help."""
 
 

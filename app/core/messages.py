@@ -148,6 +148,10 @@ class Ticked:
 Event = Taken | Done | Failed | Ticked
 
 
+class StartError(RuntimeError):
+    """The server cannot start as it is configured; the message is a sentence for its operator."""
+
+
 class DeviceLostError(RuntimeError):
     """The device cannot go on; the process must be started again."""
 

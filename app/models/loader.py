@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
 from app.core.denoise import NoiseSchedule
+from app.core.messages import StartError
 from app.models.model import Model
 from app.models.safety import SafetyChecker
 
@@ -30,7 +31,7 @@ TAESD = "madebyollin/taesd"
 Report = Callable[[str], None]
 
 
-class ModelLoadError(RuntimeError):
+class ModelLoadError(StartError):
     """A model cannot be loaded or cannot be used; the message says which and why."""
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from app.core.messages import StartError
 from tests.api.conftest import MakeServer, picture, until
 
 PATIENCE = 20
@@ -44,7 +45,7 @@ async def test_a_start_that_fails_is_told_to_who_waits(make_server: MakeServer) 
 
     def importing() -> None:
         assert fail.wait(PATIENCE)
-        raise RuntimeError("there is no such device")
+        raise StartError("there is no such device")
 
     server = make_server(importing=importing)
     settings = asyncio.create_task(server.get("/api/settings"))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from app.core.messages import StartError
 from benchmarks.front_end import client_frame
 from tests.api.conftest import Client, MakeServer, Server, picture, until
 from tests.fakes import FakeRunner
@@ -242,7 +243,7 @@ async def test_who_waits_for_a_model_that_cannot_be_loaded_is_told(make_server: 
 
     def load(_report: Callable[[str], None]) -> FakeRunner:
         assert fail.wait(10)
-        raise RuntimeError("the model is not there")
+        raise StartError("the model is not there")
 
     server = make_server(create_runner=load)
     async with server.client() as client:
