@@ -576,10 +576,14 @@ async def test_it_may_be_stopped_while_it_starts() -> None:
 
 async def test_it_stops_with_frames_in_flight() -> None:
     async with running() as it:
+        it.runner.forward.close()
         for user in "abcdef":
             it.submit(frame(user, steps=100_000))
-        await it.until(lambda: len(it.of(Ticked)) > 3)
-        await asyncio.wait_for(it.engine.stop(), PATIENCE)
+        await reached(it.runner.forward.reached)
+        stopping = asyncio.create_task(it.engine.stop())
+        await asyncio.sleep(0)  # it has been told by now, and waits for the thread
+        it.runner.forward.open()
+        await asyncio.wait_for(stopping, PATIENCE)
         assert not it.of(Done)
         assert it.engine.state == "stopped"
 
