@@ -22,6 +22,16 @@ PLAIN_CALLS = 2
 which must not happen during a capture."""
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """Where the functions of one stream are captured. Graphs of different lanes may run at the same time, so
+    neither their memory nor their capturing stream, which owns the workspace of cuBLAS, is shared.
+    """
+
+    stream: torch.cuda.Stream
+    pool: Any
+
+
 @dataclass
 class _Captured:
     """A graph and the memory it reads from and writes to."""
@@ -37,7 +47,8 @@ class GraphExecutor:
 
     A key stands for one function and one set of shapes. A function must do the same for the same key: no
     branches on values, no waiting for the device, and everything that it touches beside its arguments
-    must stay where it is. Calls belong to one thread and one stream; all graphs share their memory.
+    must stay where it is. Calls belong to one thread, and those with one key to one stream; the graphs of a
+    stream share their memory.
 
     Args:
         device: a CUDA device.
@@ -45,8 +56,7 @@ class GraphExecutor:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._lanes: dict[torch.cuda.Stream, _Lane] = {}
         self._calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured] = {}
 
@@ -61,7 +71,7 @@ class GraphExecutor:
         for static, given in zip(captured.inputs, tensors, strict=True):
             static.copy_(given, non_blocking=True)
         captured.graph.replay()
-        # The next replay of any graph may overwrite what this one wrote.
+        # The next replay of any graph of this stream may overwrite what this one wrote.
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in captured.outputs]
         return tree_unflatten(leaves, captured.nest)
 
@@ -69,16 +79,22 @@ class GraphExecutor:
         """Record the kernels of a call; none of them runs."""
         inputs = tuple(torch.empty_like(tensor) for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(self._device)
+        lane = self._lanes.get(current)
+        if lane is None:  # PyTorch hands out 32 streams in turn, so none is made in vain
+            # Kernels in a graph keep the priority of the stream that they were captured on.
+            stream = torch.cuda.Stream(self._device, current.priority)
+            lane = self._lanes[current] = _Lane(stream, torch.cuda.graph_pool_handle())
         # Thread-local: meanwhile another thread may embed a prompt, which allocates.
         recording = torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            graph, pool=lane.pool, stream=lane.stream, capture_error_mode="thread_local"
         )
         try:
             with recording:
                 outputs = function(*inputs)
         except BaseException:
-            # The old pool counts as being recorded to for ever; the stream's workspace goes with the graph.
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+            # The pool counts as being recorded to for ever; the stream's workspace goes with the graph.
+            del self._lanes[current]
             raise
         log.debug("captured %s", key)
         return _Captured(graph, inputs, *tree_flatten(outputs))

@@ -18,6 +18,11 @@ Image = NDArray[np.uint8]
 """A picture: RGB, uint8, shape ``(height, width, 3)``, C-contiguous."""
 
 
+SLOTS_PER_ROW = 2
+"""Slots on the device for each row of the largest batch: two batches overlap, and a slot that the first one
+frees is not used by the second."""
+
+
 class SessionKey(NamedTuple):
     """One connection of one user: a user who connects again gets a new epoch, so late results of the
     connection before cannot be mistaken for results of this one.

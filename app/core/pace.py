@@ -31,13 +31,9 @@ class Pace:
         self._forward[batch].append(seconds)
         self._free_at = at
 
-    def freed(self, at: float) -> None:
-        """Note that the device has done what was to be done after a forward pass."""
-        self._free_at = at
-
     def due(self, batch: int, launched_at: float) -> float | None:
-        """When to launch what follows a batch that was launched then, everything before it being done;
-        None if this batch size never ran.
+        """When to launch what follows a batch that was launched then, the forward pass before it having
+        ended; None if this batch size never ran.
         """
         if not self._forward[batch]:
             return None

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from app.core import denoise
 from app.core.denoise import Guidance, Step
-from app.core.messages import DeviceLostError, FrameIn, Image, Mode, OutOfMemoryError, Row, SessionKey
+from app.core.messages import (
+    SLOTS_PER_ROW,
+    DeviceLostError,
+    FrameIn,
+    Image,
+    Mode,
+    OutOfMemoryError,
+    Row,
+    SessionKey,
+)
 from app.core.pace import Pace
 from app.core.pool import LruTable, RowPool
 from app.core.transfer import CudaTransfer, Download, HostTransfer, Mark, Transfer
@@ -60,7 +69,7 @@ class Embedding:
 
 
 class Batch:
-    """A batch that was launched; between two marks the device begins its rows and runs the forward pass."""
+    """A batch that was launched; its forward pass is what the device does between two marks."""
 
     def __init__(
         self,
@@ -106,7 +115,6 @@ class Batch:
         with device_errors():
             for places, download in self._downloads:
                 pixels, finite = download.wait()
-                self._pace.freed(time.monotonic())
                 # A copy: a picture that somebody keeps would keep the whole batch's pinned memory.
                 images = pixels.numpy().copy() if pixels.is_pinned() else pixels.numpy()
                 if self._safety_checker is not None:
@@ -166,7 +174,7 @@ class DiffusionRunner:
         self.description = description
         self._execute = execute
         self._latent_shape = model.latent_shape(width, height)
-        slots, device = buckets[-1], model.device
+        slots, device = SLOTS_PER_ROW * buckets[-1], model.device
         empty = model.embed("")[0]
         self._pool = RowPool(slots, self._latent_shape, device)
         self._noise = LruTable(2 * slots + 4 * MAX_STEPS, self._latent_shape, torch.float32, device)
@@ -182,22 +190,26 @@ class DiffusionRunner:
 
     @torch.inference_mode()
     def launch(self, rows: tuple[Row, ...]) -> Batch:
-        """One step for every row."""
+        """One step for every row. What begins is made ready beside the forward pass before, what finishes is
+        decoded beside the one after.
+        """
         started_at = time.monotonic()
-        with device_errors():
+        with device_errors(), self._transfer.computing():
             batch = self._bucket(len(rows))
-            begun = self._transfer.mark()
             beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
-            for mode, places in beginning.items():
-                self._begin(mode, [rows[place] for place in places])
-            indices, table = self._step_inputs(rows, batch)
+            with self._transfer.ahead():
+                for mode, places in beginning.items():
+                    self._begin(mode, [rows[place] for place in places])
+                indices, table = self._step_inputs(rows, batch)
+            begun = self._transfer.mark()
             step = self._step(rows, indices, table)
             done = self._transfer.mark()
             finished = _grouped(rows, lambda row: self._decoder(row) if row.finishes else None)
-            downloads = [
-                (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
-                for places in finished.values()
-            ]
+            with self._transfer.behind(step.denoised):
+                downloads = [
+                    (places, self._decode(rows[places[0]].frame.plan.mode, step.denoised, places))
+                    for places in finished.values()
+                ]
             if not all(row.finishes for row in rows):  # nobody reads the slots of rows that leave
                 self._pool.write(indices[0], step.x, step.residual)
             self._pace.launched(time.monotonic() - started_at)

@@ -11,11 +11,11 @@ Pure bookkeeping: no threads, no clock of its own, no torch. It does not know wh
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from app.core.messages import FrameIn, Row, SessionKey
+from app.core.messages import SLOTS_PER_ROW, FrameIn, Row, SessionKey
 
 Embeddings = tuple[Any, ...]
 
@@ -48,7 +48,7 @@ class Scheduler:
         self._limit = self._buckets[-1]
         self._waiting: dict[SessionKey, FrameIn] = {}
         self._in_flight: dict[int, Row] = {}
-        self._free_slots = list(reversed(range(self._buckets[-1])))
+        self._free_slots = deque(range(SLOTS_PER_ROW * self._buckets[-1]))  # the one longest free comes first
         self._last_served: dict[SessionKey, int] = {}
         self._admissions = 0
         self.free_rows = 1
@@ -145,10 +145,10 @@ class Scheduler:
         return sorted(ready, key=lambda entry: self._last_served[entry[0].session])
 
     def _admit(self, candidates: list[tuple[FrameIn, Embeddings]], room: int) -> list[Row]:
-        """Give slots to the first candidates while there is room, slots included."""
+        """Give slots to the first candidates while there is room."""
         admitted = []
-        for frame, embeddings in candidates[: max(0, min(room, len(self._free_slots)))]:
-            row = Row(self._free_slots.pop(), frame, self._clock(), embeddings)
+        for frame, embeddings in candidates[: max(0, room)]:
+            row = Row(self._free_slots.popleft(), frame, self._clock(), embeddings)
             self._in_flight[row.slot] = row
             del self._waiting[frame.session]
             self._last_served[frame.session] = self._admissions

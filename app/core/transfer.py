@@ -1,12 +1,13 @@
-"""Between host and device: pictures cross the bus once each way, as uint8, beside the computation.
+"""Between host and device: pictures cross the bus once each way, as uint8, beside the computation; and what
+else of a batch runs beside the forward passes.
 
 Two classes with one face, for CUDA and for a device that is the host itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from app.core.messages import Image
+
+FORWARD_PRIORITY = -1
+"""Of the stream of the forward passes: what runs beside them takes the multiprocessors that they leave."""
 
 
 class Download(Protocol):
@@ -41,6 +45,17 @@ class Mark(Protocol):
 
 class Transfer(Protocol):
     """Moves tensors; everything is ordered with the computation on the current stream."""
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Where the forward passes run; the others are entered from there."""
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """What a forward pass needs, made while the one before may still run; after leaving, the computation
+        goes on when it is made.
+        """
+
+    def behind(self, *tensors: Tensor) -> AbstractContextManager[None]:
+        """What is made of a forward pass, here of these tensors, while the next one may run already."""
 
     def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
         """Pictures as (batch, H, W, 3), uint8, on the device; what is beyond them is padding."""
@@ -92,6 +107,18 @@ class Passed:
 
 class HostTransfer:
     """For the CPU, where computing is synchronous and nothing moves."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Nothing to do."""
+        return nullcontext()
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """One after the other."""
+        return nullcontext()
+
+    def behind(self, *_tensors: Tensor) -> AbstractContextManager[None]:
+        """One after the other."""
+        return nullcontext()
 
     def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
         """One copy into a batch."""
@@ -153,13 +180,41 @@ class CudaDownload:
 
 
 class CudaTransfer:
-    """Through pinned memory, on a stream for each direction."""
+    """Through pinned memory, on a stream for each direction; the forward passes, what goes ahead of them and
+    what goes behind have a stream each, too.
+
+    What was computed on other streams before this is made is ready then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._computing = torch.cuda.Stream(device, FORWARD_PRIORITY)
         self._up = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
+        self._ahead = torch.cuda.Stream(device)
+        self._behind = torch.cuda.Stream(device)
         self._aside = torch.cuda.Stream(device)
+        torch.cuda.synchronize(device)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """The stream of the forward passes."""
+        return torch.cuda.stream(self._computing)
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """On its own stream, which waits for nothing: batches touch different slots (`SLOTS_PER_ROW`)."""
+        with torch.cuda.stream(self._ahead):
+            yield
+        self._computing.wait_stream(self._ahead)
+
+    @contextmanager
+    def behind(self, *tensors: Tensor) -> Iterator[None]:
+        """On its own stream, from here on."""
+        self._behind.wait_stream(self._computing)
+        with torch.cuda.stream(self._behind):
+            yield
+        for tensor in tensors:
+            tensor.record_stream(self._behind)
 
     def upload_images(self, images: Sequence[Image], batch: int) -> Tensor:
         """Stage in pinned memory, copy on the upload stream while the device still computes."""
@@ -169,14 +224,16 @@ class CudaTransfer:
         with torch.cuda.stream(self._up):
             target = torch.empty((batch, *images[0].shape), dtype=torch.uint8, device=self._device)
             target[: len(images)].copy_(staged, non_blocking=True)
-        computing = torch.cuda.current_stream(self._device)
-        computing.wait_stream(self._up)
-        target.record_stream(computing)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._up)
+        target.record_stream(current)
         return target
 
     def upload(self, values: Tensor) -> Tensor:
-        """On the computing stream: too small to be worth another."""
-        return values.pin_memory().to(self._device, non_blocking=True)
+        """On the current stream: too small to be worth another."""
+        uploaded = values.pin_memory().to(self._device, non_blocking=True)
+        uploaded.record_stream(self._computing)
+        return uploaded
 
     def download(self, tensors: Sequence[Tensor]) -> Download:
         """On the download stream, so that the next batch does not wait for the bus."""
@@ -192,7 +249,7 @@ class CudaTransfer:
 
     def mark(self) -> Mark:
         """An event on the computing stream."""
-        return CudaMark(torch.cuda.current_stream(self._device))
+        return CudaMark(self._computing)
 
     def aside(self) -> AbstractContextManager[object]:
         """A stream of its own; entering it also makes its device the thread's current one."""

@@ -21,8 +21,6 @@ def test_a_launch_ends_when_the_forward_pass_does() -> None:
     pace.ended(4, 0.020, 10.0)
     assert pace.due(4, 9.99) == pytest.approx(10.020 - 0.001 - MARGIN)  # it ran when the one before ended
     assert pace.due(4, 11.0) == pytest.approx(11.020 - 0.001 - MARGIN)  # the device had nothing to do
-    pace.freed(10.005)
-    assert pace.due(4, 9.99) == pytest.approx(10.025 - 0.001 - MARGIN)  # it decoded before
 
 
 def test_what_was_held_up_once_does_not_count() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from app.core.messages import FrameIn, Plan, Row, SessionKey
+from app.core.messages import SLOTS_PER_ROW, FrameIn, Plan, Row, SessionKey
 from app.core.scheduler import Scheduler
 
 
@@ -228,12 +228,26 @@ def test_who_leaves_during_a_step_is_gone_after_it() -> None:
     assert not scheduler.waiting
 
 
+def test_a_slot_rests_for_a_tick() -> None:
+    scheduler = create(1, 3)
+    before: set[int] = set()
+    for tick in range(10):
+        for user in "abc"[: 1 + tick % 3]:
+            scheduler.offer(frame(user, tick))
+        rows = scheduler.next_rows()
+        assert not before & {row.slot for row in rows}
+        before = {row.slot for row in rows}
+        scheduler.advance(rows)
+
+
 def test_a_row_is_dropped_once() -> None:
     scheduler = create(1)
     scheduler.offer(frame("a", 1, steps=2))
     (first,) = scheduler.next_rows()
     scheduler.drop(first)
-    scheduler.offer(frame("b", 1, steps=2))
+    scheduler.offer(frame("b", 1))
+    scheduler.advance(scheduler.next_rows())
+    scheduler.offer(frame("c", 1, steps=2))
     (second,) = scheduler.next_rows()
     assert second.slot == first.slot
     scheduler.drop(first)
@@ -414,7 +428,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(self.scheduler.waiting) == set(self.waiting.values())
         assert all(count == 1 for count in self.ended.values())
         slots = [*self.scheduler._free_slots, *(row.slot for row in in_flight)]
-        assert sorted(slots) == list(range(self.rows))
+        assert sorted(slots) == list(range(SLOTS_PER_ROW * self.rows))
         assert set(self.scheduler._last_served) <= self.present
 
     def teardown(self) -> None:

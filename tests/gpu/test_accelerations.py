@@ -19,7 +19,7 @@ from app.accelerations import _load, load_acceleration
 from app.accelerations._cuda_graph import GraphExecutor
 from app.accelerations.base import AccelerationError, Shapes
 from app.config.schema import available_accelerations
-from app.core.messages import FrameIn, Image, Plan, Row, SessionKey
+from app.core.messages import SLOTS_PER_ROW, FrameIn, Image, Plan, Row, SessionKey
 from app.core.runner import DiffusionRunner, execute
 from app.models.model import Model
 from app.models.networks import Networks
@@ -167,6 +167,49 @@ def test_pictures_are_close_to_float32_and_do_not_see_their_neighbours(
             others = [plans[0], *(plan(steps, "a dog", seed=99) for _ in plans[1:])]
             again = make(fast, others, [images[0], *images[-batch:-1]][:batch])
             assert np.array_equal(again[0], made[0])
+
+
+def test_batches_that_overlap_make_the_same_pictures(device: torch.device, reference: Model) -> None:
+    """Encoding, forward passes and decoding of two batches at a time: whatever they shared would show."""
+    model = half(reference)
+    networks = load_acceleration("fused", device, Path()).networks(
+        model, Shapes(SIZE, SIZE, BUCKETS, BUCKETS), lambda _words: None
+    )
+    using = runner(model, networks, graph=True)
+    images = pictures(4, SIZE, SIZE)
+    plans = [plan(1, f"a cat {n}", seed=n) for n in range(4)]
+    embeddings = [tuple(using.encode(text) for text in one.texts) for one in plans]
+
+    def rows(number: int, batch: int) -> tuple[Row, ...]:
+        """The batches of a number are all alike; their slots alternate."""
+        return tuple(
+            Row(
+                number % SLOTS_PER_ROW * BUCKETS[-1] + n,
+                FrameIn(SessionKey("user", n), number, plans[(kind + n) % 4], images[n], 0.0),
+                0.0,
+                embeddings[(kind + n) % 4],
+            )
+            for kind in [number // SLOTS_PER_ROW % 4]
+            for n in range(batch)
+        )
+
+    def matches(batch: int, number: int, made: list[Image | None]) -> bool:
+        alone = expected[batch, number // SLOTS_PER_ROW % 4]
+        pairs = zip(made, alone, strict=True)
+        return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
+
+    expected = {
+        (batch, kind): using.launch(rows(kind * SLOTS_PER_ROW, batch)).collect()
+        for batch in BUCKETS
+        for kind in range(4)
+    }
+    before = None
+    for number in range(3000):
+        batch = BUCKETS[number * number % 7 % 3]
+        launched = using.launch(rows(number, batch))
+        if before is not None:
+            assert matches(before[0], number - 1, before[1].collect())
+        before = batch, launched
 
 
 def test_memory_does_not_grow(device: torch.device, reference: Model, tmp_path: Path) -> None:
