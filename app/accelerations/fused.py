@@ -85,7 +85,7 @@ def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
     for transformer, span in spans.items():
         _replace(unet, transformer, modules.Transformer(transformer, span))
     for module in list(unet.modules()):
-        if type(module).__name__ == "Upsample2D" and module.norm is None and not module.use_conv_transpose:
+        if _upsamples(module):
             _replace(unet, module, modules.Upsample(module.conv))
         elif type(module).__name__ == "Downsample2D":
             module.conv = modules.convolution(module.conv)
@@ -95,19 +95,22 @@ def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
 
 
 def fuse_vae(vae: Any, modules: Any) -> None:
-    """Replace what a tiny VAE with ReLU is made of, and the residual blocks of a full one."""
+    """Replace what a tiny VAE with ReLU is made of, and the residual blocks and upsampling of a full one."""
     for module in list(vae.modules()):
         name = type(module).__name__
         if name == "AutoencoderTinyBlock" and isinstance(module.conv[1], nn.ReLU):
             _replace(vae, module, modules.TinyBlock(module))
         elif name == "ResnetBlock2D" and _is_plain(module):
             _replace(vae, module, modules.Resnet(module, None))
+        elif _upsamples(module):
+            _replace(vae, module, modules.Upsample(module.conv))
         elif name in ("EncoderTiny", "DecoderTiny"):
             for place, layer in enumerate(module.layers):
-                if isinstance(layer, nn.Conv2d):
+                before = module.layers[place - 1] if place else None
+                if isinstance(layer, nn.Conv2d) and _doubles(before):
+                    module.layers[place - 1], module.layers[place] = nn.Identity(), modules.Upsample(layer)
+                elif isinstance(layer, nn.Conv2d):
                     module.layers[place] = modules.convolution(layer)
-                elif isinstance(layer, nn.Upsample) and (layer.scale_factor, layer.mode) == (2, "nearest"):
-                    module.layers[place] = modules.Upsample(None)
 
 
 def _check(unet: Any, resnets: list[Any], blocks: list[Any], transformers: int) -> None:
@@ -136,6 +139,23 @@ def _is_plain(resnet: Any) -> bool:
         and resnet.downsample is None
         and isinstance(resnet.nonlinearity, nn.SiLU)
     )
+
+
+def _upsamples(module: nn.Module) -> bool:
+    """Whether it is what `modules.Upsample` computes."""
+    layer: Any = module
+    return (
+        type(module).__name__ == "Upsample2D"
+        and layer.norm is None
+        and layer.interpolate
+        and isinstance(layer.conv, nn.Conv2d)
+        and layer.conv.kernel_size == (3, 3)
+    )
+
+
+def _doubles(layer: nn.Module | None) -> bool:
+    """Whether it is what `modules.Upsample` computes before its convolution."""
+    return isinstance(layer, nn.Upsample) and layer.scale_factor == 2 and layer.mode == "nearest"
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -5,6 +5,7 @@ They need Triton, which CPU builds of torch come without: `pip install triton`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -76,6 +77,19 @@ def test_group_norm(shape: tuple[int, ...], groups: int, activation: bool, shift
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@pytest.mark.parametrize("shape", [(2, 64, 4, 4), (1, 96, 5, 3), (3, 64, 2, 2)])
+def test_group_norm_for_a_convolution(shape: tuple[int, ...]) -> None:
+    x, channels = channels_last(*shape), shape[1]
+    norm = torch.nn.GroupNorm(32, channels, device=DEVICE).requires_grad_(False)
+    conv = torch.nn.Conv2d(channels, 48, 3, padding=1, bias=False, device=DEVICE).requires_grad_(False)
+    shift = torch.randn(shape[0], channels, device=DEVICE)
+    made = modules.Norm(norm, silu=True).convolved(x, shift, conv)
+    assert math.prod(shape[::2]) * shape[3] <= modules.FEW_PIXELS
+    assert close(made, conv(silu(norm(x + shift[:, :, None, None]))), 1e-4)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_group_norm_does_not_see_the_other_pictures() -> None:
     x = channels_last(3, 64, 16, 16)
     weight, bias = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
@@ -113,6 +127,16 @@ def test_upsample(shape: tuple[int, ...]) -> None:
     x = channels_last(*shape)
     made = pointwise.upsample(x)
     assert torch.equal(made, interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("size", [None, (10, 6), (9, 6), (9, 5)])
+def test_upsample_and_convolution(biased: bool, size: tuple[int, int] | None) -> None:
+    x = channels_last(2, 12, 5, 3)
+    conv = torch.nn.Conv2d(12, 20, 3, padding=1, bias=biased, device=DEVICE).requires_grad_(False)
+    made = modules.Upsample(conv)(x, size)
+    assert close(made, conv(interpolate(x, size=size or (10, 6), mode="nearest")))
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -7,6 +7,7 @@ diffusers' blocks in the places of ``temb`` and ``encoder_hidden_states``; each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from app.accelerations._fused.convolutions import (
     weights_from_few,
     weights_to_few,
 )
-from app.accelerations._fused.norms import add_layer_norm, group_norm
-from app.accelerations._fused.pointwise import add_bias, geglu, upsample
+from app.accelerations._fused.norms import add_layer_norm, fits, group_norm
+from app.accelerations._fused.pointwise import add_bias, geglu, interleave, upsample
 
 Span = slice
 """A module's part of a common projection."""
 
 FEW = 4
 """Channels of latents; more than a picture has."""
+FEW_PIXELS = 128
+"""Pixels of all pictures that leave most of a large GPU idle in a convolution."""
 
 
 def _conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -41,9 +44,9 @@ def convolution(conv: nn.Conv2d) -> nn.Module:
     if conv.bias is None:
         return conv
     if plain and conv.in_channels <= FEW:
-        return ConvFromFew(conv)
+        return PackedConv(conv, weights_from_few, conv_from_few)
     if plain and conv.out_channels <= FEW:
-        return ConvToFew(conv)
+        return PackedConv(conv, weights_to_few, conv_to_few)
     return Conv(conv)
 
 
@@ -60,38 +63,27 @@ class Conv(nn.Module):
         return add_bias(_conv(x.contiguous(memory_format=torch.channels_last), self.conv), self.conv.bias)
 
 
-class ConvFromFew(nn.Module):
-    """A convolution of a picture or of latents."""
+class PackedConv(nn.Module):
+    """A convolution and its bias by a kernel that wants its weights in an order of its own."""
 
     weights: Tensor
     bias: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        pack: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> None:
         super().__init__()
         assert conv.bias is not None
-        self.register_buffer("weights", weights_from_few(conv.weight))
+        self.register_buffer("weights", pack(conv.weight))
         self.register_buffer("bias", conv.bias.detach())
+        self._compute = compute
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → channels last."""
-        return conv_from_few(x.contiguous(memory_format=torch.channels_last), self.weights, self.bias)
-
-
-class ConvToFew(nn.Module):
-    """A convolution that makes a picture or latents."""
-
-    weights: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        self.register_buffer("weights", weights_to_few(conv.weight))
-        self.register_buffer("bias", conv.bias.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → channels last."""
-        return conv_to_few(x.contiguous(memory_format=torch.channels_last), self.weights, self.bias)
+        return self._compute(x.contiguous(memory_format=torch.channels_last), self.weights, self.bias)
 
 
 class Norm(nn.Module):
@@ -101,29 +93,59 @@ class Norm(nn.Module):
         super().__init__()
         self.norm, self.silu = norm, silu
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) of any memory format → channels last."""
+    def forward(self, x: Tensor, shift: Tensor | None = None, *, taps: bool = False) -> Tensor:
+        """(B, C, H, W) of any memory format → channels last, or what a convolution reads of it."""
         norm = self.norm
         x = x.contiguous(memory_format=torch.channels_last)
-        return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=self.silu, shift=shift)
+        return group_norm(
+            x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=self.silu, shift=shift, taps=taps
+        )
+
+    def convolved(self, x: Tensor, shift: Tensor | None, conv: nn.Conv2d) -> Tensor:
+        """The 3×3 convolution of it, without bias. Of a few pixels it is faster as a matrix product."""
+        batch, _, height, width = x.shape
+        if batch * height * width > FEW_PIXELS or not fits(x, self.norm.num_groups):
+            return _conv(self(x, shift), conv)
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # a view of weights that are channels last
+        made = linear(self(x, shift, taps=True), weight)
+        return made.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 class Upsample(nn.Module):
-    """Twice the width and height, and the convolution that follows, if it belongs to the module."""
+    """Twice the width and height, then a 3×3 convolution.
 
-    def __init__(self, conv: nn.Conv2d | None) -> None:
+    Of the nine pixels that it reads only four differ, which four depends on whether line and column are even
+    or odd. So it is one 2×2 convolution of the small picture, to four times the channels, with the sums of
+    the weights: 4/9 of the arithmetic.
+    """
+
+    weight: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv = None if conv is None else convolution(conv)
+        self.conv = conv
+        weight = conv.weight.detach().float()
+        first, middle, last = weight.unbind(2)
+        lines = [torch.stack(pair, 2) for pair in ((first, middle + last), (first + middle, last))]
+        parts = []
+        for line in lines:
+            first, middle, last = line.unbind(3)
+            parts += [torch.stack(pair, 3) for pair in ((first, middle + last), (first + middle, last))]
+        summed = torch.cat(parts).to(conv.weight.dtype)
+        self.register_buffer("weight", summed.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None, *_: Any) -> Tensor:
         """(B, C, H, W) → (B, any, 2H, 2W), channels last; one less of each where ``output_size`` says so, of
         what was odd before it was halved.
         """
-        doubled = upsample(x.contiguous(memory_format=torch.channels_last))
-        if output_size is not None:
-            doubled = doubled[:, :, : output_size[0], : output_size[1]]
-        made: Tensor = doubled if self.conv is None else self.conv(doubled)
-        return made
+        x = x.contiguous(memory_format=torch.channels_last)
+        doubled = tuple(2 * size for size in x.shape[2:])
+        if output_size is not None and tuple(output_size) != doubled:
+            cut = upsample(x)[:, :, : output_size[0], : output_size[1]]
+            made = _conv(cut.contiguous(memory_format=torch.channels_last), self.conv)
+            return made if self.conv.bias is None else add_bias(made, self.conv.bias)
+        four = conv2d(x, self.weight, padding=1).contiguous(memory_format=torch.channels_last)
+        return interleave(four, self.conv.bias)
 
 
 class Resnet(nn.Module):
@@ -147,8 +169,8 @@ class Resnet(nn.Module):
         """``temb`` is the projection for all blocks, (B, sum of channels)."""
         x = x.contiguous(memory_format=torch.channels_last)
         shift = self.conv1.bias[None] if self.span is None or temb is None else temb[:, self.span]
-        hidden = _conv(self.norm1(x), self.conv1)
-        hidden = _conv(self.norm2(hidden, shift), self.conv2)
+        hidden = self.norm1.convolved(x, None, self.conv1)
+        hidden = self.norm2.convolved(hidden, shift, self.conv2)
         return add_bias(hidden, self.bias, x if self.shortcut is None else _conv(x, self.shortcut))
 
 

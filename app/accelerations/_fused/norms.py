@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.accelerations._fused.launch import early
+
 HELD = 32768
 """Elements of one group of one picture that one program holds at a time; larger groups take three kernels."""
 TILE_ROWS, TILE_CHANNELS = 64, 64
@@ -26,13 +28,15 @@ PROGRAMS = 1056
 MOST_PARTS = 64
 
 
-@triton.jit(do_not_specialize=["rows", "shift_stride"])
+@triton.jit(do_not_specialize=["rows", "width", "shift_stride"])
 def _normalise_group(
-    x, shift, weight, bias, y, rows, shift_stride, eps,
+    x, shift, weight, bias, y, rows, width, shift_stride, eps,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    SHIFTED: tl.constexpr, SILU: tl.constexpr,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One group of one picture, read once."""
+    """One group of one picture, read once; with TAPS a pixel is written where its neighbours look for it."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = group * WIDTH + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < WIDTH
@@ -51,15 +55,32 @@ def _normalise_group(
     made = away * factor[None, :] + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
     if SILU:
         made = made * tl.sigmoid(made)
-    tl.store(y + place, made.to(y.dtype.element_ty), mask=mask)
+    if TAPS:
+        line, column = row // width, row % width
+        for tap in tl.static_range(9):
+            down, right = tap // 3 - 1, tap % 3 - 1
+            # The pixel that has this one at the tap, and whether there is one for this one.
+            there = (line - down >= 0) & (line - down < rows // width)
+            there = there & (column - right >= 0) & (column - right < width)
+            target = (picture * rows + row - down * width - right) * 9 + tap
+            target = target[:, None] * (GROUPS * WIDTH) + channel[None, :]
+            tl.store(y + target, made.to(y.dtype.element_ty), mask=mask & there[:, None])
+            there = (line + down >= 0) & (line + down < rows // width)
+            there = there & (column + right >= 0) & (column + right < width)
+            target = ((picture * rows + row) * 9 + tap)[:, None] * (GROUPS * WIDTH) + channel[None, :]
+            tl.store(y + target, tl.zeros_like(made).to(y.dtype.element_ty), mask=mask & ~there[:, None])
+    else:
+        tl.store(y + place, made.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows_per_part"])
 def _statistics(
     x, parts, rows, rows_per_part,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of a part of a picture, for each of some channels."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     part, picture = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < CHANNELS
@@ -88,9 +109,11 @@ def _statistics(
 def _combine(
     parts, shift, weight, bias, line, rows, rows_per_part, parts_per_picture, shift_stride, eps,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr,
-    SHIFTED: tl.constexpr,
+    SHIFTED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """From one group's statistics (Chan, Golub, LeVeque 1983) to factor and offset of its channels."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = group * WIDTH + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < WIDTH
@@ -120,8 +143,11 @@ def _combine(
 def _apply(
     x, line, y, rows,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Factor and offset of each channel, on some rows."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     picture = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < CHANNELS
@@ -136,6 +162,16 @@ def _apply(
     tl.store(y + place, values.to(y.dtype.element_ty), mask=mask)
 
 
+def fits(x: Tensor, groups: int) -> bool:
+    """Whether one program holds a group of a picture: (B, C, H, W)."""
+    _, channels, height, width = x.shape
+    return _held(height * width, channels // groups) <= HELD
+
+
+def _held(rows: int, per_group: int) -> int:
+    return int(triton.next_power_of_2(rows) * triton.next_power_of_2(per_group))
+
+
 def group_norm(
     x: Tensor,
     groups: int,
@@ -145,6 +181,7 @@ def group_norm(
     *,
     silu: bool,
     shift: Tensor | None = None,
+    taps: bool = False,
 ) -> Tensor:
     """Group normalisation of ``x + shift``, then SiLU if wanted.
 
@@ -156,27 +193,29 @@ def group_norm(
         eps: added to the variance.
         silu: whether to apply x·sigmoid(x).
         shift: added to every pixel before, (B, C) or (1, C).
+        taps: whether to return for each pixel what a 3×3 convolution reads around it; only where `fits`.
 
     Returns:
-        As ``x``.
+        As ``x``; with ``taps`` (B, H·W, 9·C), zeros beyond the picture.
     """
     batch, channels, height, width = x.shape
     rows, per_group = height * width, channels // groups
-    y = torch.empty_like(x)
     moved = x if shift is None else shift
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     group: dict[str, Any] = {
         "GROUPS": groups, "WIDTH": per_group, "PADDED": triton.next_power_of_2(per_group),
-        "SHIFTED": shift is not None,
+        "SHIFTED": shift is not None, **early(x),
     }  # fmt: skip
-    held = triton.next_power_of_2(rows) * group["PADDED"]
-    if held <= HELD:
+    if fits(x, groups):
+        y = x.new_empty(batch, rows, 9 * channels) if taps else torch.empty_like(x)
         _normalise_group[(groups, batch)](
-            x, moved, weight, bias, y, rows, stride, eps,
-            ROWS=triton.next_power_of_2(rows), SILU=silu, num_warps=max(1, min(16, held // 1024)), **group,
+            x, moved, weight, bias, y, rows, width, stride, eps,
+            ROWS=triton.next_power_of_2(rows), SILU=silu, TAPS=taps,
+            num_warps=max(1, min(16, _held(rows, per_group) // 1024)), **group,
         )  # fmt: skip
         return y
-    tile: dict[str, Any] = {"CHANNELS": channels, "ROWS": TILE_ROWS, "BLOCK": TILE_CHANNELS}
+    y = torch.empty_like(x)
+    tile: dict[str, Any] = {"CHANNELS": channels, "ROWS": TILE_ROWS, "BLOCK": TILE_CHANNELS, **early(x)}
     blocks, tiles = triton.cdiv(channels, TILE_CHANNELS), triton.cdiv(rows, TILE_ROWS)
     parts = max(1, min(MOST_PARTS, PROGRAMS // (batch * blocks), tiles))
     rows_per_part = triton.cdiv(rows, parts)
@@ -195,8 +234,10 @@ def group_norm(
 @triton.jit
 def _add_layer_norm(
     x, delta, weight, bias, total, y, total_stride, eps,
-    WIDTH: tl.constexpr, ADD: tl.constexpr, PADDED: tl.constexpr,
+    WIDTH: tl.constexpr, ADD: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PADDED)
     mask = column < WIDTH
@@ -239,6 +280,6 @@ def add_layer_norm(
     _add_layer_norm[(batch * tokens,)](
         x, x if delta is None else delta, weight, bias, total, y, total.stride(1), eps,
         WIDTH=width, ADD=delta is not None, PADDED=triton.next_power_of_2(width),
-        num_warps=4 if width > 512 else 2,
+        num_warps=4 if width > 512 else 2, **early(x),
     )  # fmt: skip
     return total, y

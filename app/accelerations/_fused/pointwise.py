@@ -13,12 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.accelerations._fused.launch import early
+
 BLOCK = 2048
 """Elements of one program."""
 
 
 @triton.jit
-def _add(x, bias, skip, elements, CHANNELS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr):
+def _add(
+    x, bias, skip, elements,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     first = tl.program_id(0).to(tl.int64) * BLOCK
     column = tl.arange(0, BLOCK)
     place = first + column
@@ -41,13 +48,18 @@ def add_bias(x: Tensor, bias: Tensor, skip: Tensor | None = None) -> Tensor:
     elements = x.numel()
     _add[(triton.cdiv(elements, BLOCK),)](
         x, bias, x if skip is None else skip, elements,
-        CHANNELS=x.shape[1], SKIP=skip is not None, BLOCK=BLOCK, num_warps=8,
+        CHANNELS=x.shape[1], SKIP=skip is not None, BLOCK=BLOCK, num_warps=8, **early(x),
     )  # fmt: skip
     return x
 
 
 @triton.jit
-def _geglu(x, y, rows, y_stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _geglu(
+    x, y, rows, y_stride,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -69,13 +81,15 @@ def geglu(x: Tensor, y: Tensor) -> Tensor:
     rows, tile, block = batch * tokens, 8, 256
     # The many go along the first axis: a grid has at most 65,535 programs along the others.
     _geglu[(triton.cdiv(rows, tile), triton.cdiv(width, block))](
-        x, y, rows, y.stride(1), WIDTH=width, ROWS=tile, BLOCK=block
+        x, y, rows, y.stride(1), WIDTH=width, ROWS=tile, BLOCK=block, **early(x)
     )
     return y
 
 
 @triton.jit
-def _upsample(x, y, elements, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def _upsample(x, y, elements, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     first = tl.program_id(0).to(tl.int64) * BLOCK
     place = (first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)
     pixel, channel = (first // CHANNELS).to(tl.int32) + place // CHANNELS, place % CHANNELS
@@ -97,6 +111,52 @@ def upsample(x: Tensor) -> Tensor:
     )  # fmt: skip
     elements = x.numel()
     _upsample[(triton.cdiv(elements, BLOCK),)](
-        x, y, elements, width, CHANNELS=channels, BLOCK=BLOCK, num_warps=8
+        x, y, elements, width, CHANNELS=channels, BLOCK=BLOCK, num_warps=8, **early(x)
     )
+    return y
+
+
+@triton.jit
+def _interleave(
+    x, bias, y, elements, height, width,
+    CHANNELS: tl.constexpr, BIASED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    place = (first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)
+    pixel, channel = (first // CHANNELS).to(tl.int32) + place // CHANNELS, place % CHANNELS
+    mask = first + tl.arange(0, BLOCK) < elements
+    line, column = pixel // width, pixel % width
+    picture, line = line // height, line % height
+    below, right = line % 2, column % 2
+    row = (picture * (height // 2 + 1) + line // 2 + below) * (width // 2 + 1) + column // 2 + right
+    source = (row.to(tl.int64) * 4 + below * 2 + right) * CHANNELS + channel
+    values = tl.load(x + source, mask=mask, other=0.0)
+    if BIASED:
+        values = values.to(tl.float32) + tl.load(bias + channel).to(tl.float32)
+    tl.store(y + first + tl.arange(0, BLOCK), values.to(y.dtype.element_ty), mask=mask)
+
+
+def interleave(x: Tensor, bias: Tensor | None) -> Tensor:
+    """From four pictures, each of every second line and column, to one, and ``bias`` added.
+
+    Args:
+        x: (B, 4 C, H + 1, W + 1), channels last in memory: the pixels of even lines and columns, of even
+            lines and odd columns, of odd lines and even columns, of odd both. An odd line or column is the
+            one after.
+        bias: (C,).
+
+    Returns:
+        (B, C, 2 H, 2 W), channels last in memory.
+    """
+    batch, channels, height, width = x.shape
+    channels, height, width = channels // 4, 2 * (height - 1), 2 * (width - 1)
+    y = torch.empty(
+        batch, channels, height, width, device=x.device, dtype=x.dtype, memory_format=torch.channels_last
+    )
+    _interleave[(triton.cdiv(y.numel(), BLOCK),)](
+        x, x if bias is None else bias, y, y.numel(), height, width,
+        CHANNELS=channels, BIASED=bias is not None, BLOCK=BLOCK, num_warps=8, **early(x),
+    )  # fmt: skip
     return y
