@@ -82,9 +82,8 @@ class GraphExecutor:
         current = torch.cuda.current_stream(self._device)
         lane = self._lanes.get(current)
         if lane is None:  # PyTorch hands out 32 streams in turn, so none is made in vain
-            # Kernels in a graph keep the priority of the stream that they were captured on.
-            stream = torch.cuda.Stream(self._device, current.priority)
-            lane = self._lanes[current] = _Lane(stream, torch.cuda.graph_pool_handle())
+            lane = _Lane(torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle())
+            self._lanes[current] = lane
         # Thread-local: meanwhile another thread may embed a prompt, which allocates.
         recording = torch.cuda.graph(
             graph, pool=lane.pool, stream=lane.stream, capture_error_mode="thread_local"

@@ -194,7 +194,7 @@ class DiffusionRunner:
         decoded beside the one after.
         """
         started_at = time.monotonic()
-        with device_errors(), self._transfer.computing():
+        with device_errors():
             batch = self._bucket(len(rows))
             beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
             with self._transfer.ahead():

@@ -16,10 +16,6 @@ from torch import Tensor
 
 from app.core.messages import Image
 
-FORWARD_PRIORITY = -1
-"""Of the stream of the forward passes: what runs beside them takes the multiprocessors that they leave."""
-
-
 class Download(Protocol):
     """Tensors on their way to the host."""
 
@@ -45,9 +41,6 @@ class Mark(Protocol):
 
 class Transfer(Protocol):
     """Moves tensors; everything is ordered with the computation on the current stream."""
-
-    def computing(self) -> AbstractContextManager[object]:
-        """Where the forward passes run; the others are entered from there."""
 
     def ahead(self) -> AbstractContextManager[None]:
         """What a forward pass needs, made while the one before may still run; after leaving, the computation
@@ -107,10 +100,6 @@ class Passed:
 
 class HostTransfer:
     """For the CPU, where computing is synchronous and nothing moves."""
-
-    def computing(self) -> AbstractContextManager[None]:
-        """Nothing to do."""
-        return nullcontext()
 
     def ahead(self) -> AbstractContextManager[None]:
         """One after the other."""
@@ -180,25 +169,19 @@ class CudaDownload:
 
 
 class CudaTransfer:
-    """Through pinned memory, on a stream for each direction; the forward passes, what goes ahead of them and
-    what goes behind have a stream each, too.
-
-    What was computed on other streams before this is made is ready then.
+    """Through pinned memory, on a stream for each direction; what goes ahead of and behind the forward passes
+    has a stream of its own too. The forward passes are on the stream that is current when this is made.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._computing = torch.cuda.Stream(device, FORWARD_PRIORITY)
+        self._computing = torch.cuda.current_stream(device)
         self._up = torch.cuda.Stream(device)
         self._down = torch.cuda.Stream(device)
         self._ahead = torch.cuda.Stream(device)
         self._behind = torch.cuda.Stream(device)
         self._aside = torch.cuda.Stream(device)
-        torch.cuda.synchronize(device)
-
-    def computing(self) -> AbstractContextManager[object]:
-        """The stream of the forward passes."""
-        return torch.cuda.stream(self._computing)
+        torch.cuda.synchronize(device)  # weights and tables are there: the other streams do not ask
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
