@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.core.messages import Image
 
+
 class Download(Protocol):
     """Tensors on their way to the host."""
 
