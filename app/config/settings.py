@@ -5,6 +5,7 @@ The types themselves stand in `app.config.schema`.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ PREFIX = "STREAMDIFFUSION_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG = Path(__file__).with_name("config.yaml")
 ENV_FILE = Path(".env")
+
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}([A-Z0-9]+_)*?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9]+)*|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes sets in every container of a namespace that has a service named after this server."""
 
 
 class ConfigurationError(ValueError):
@@ -122,8 +128,12 @@ def _check_variables(source: str, names: Mapping[str, str | None]) -> list[str]:
         f"{name} ({source}) is no variable of this server; right would be: "
         f"{', '.join(closest_first(name, known)[:3])} …; docs/configuration.md lists all"
         for name in names
-        if name.upper().startswith(PREFIX) and name.upper() not in known
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not _is_service_link(name)
     ]
+
+
+def _is_service_link(name: str) -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ and _SERVICE_LINK.fullmatch(name) is not None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -197,6 +197,27 @@ def test_misspelt_variable_in_dotenv(tmp_path: Path) -> None:
     assert "STREAMDIFFUSION_MODEL__MODEL_ID" in message
 
 
+def test_kubernetes_may_have_a_service_named_after_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its service links have our prefix; outside of Kubernetes they could be misspelt variables of ours."""
+    links = {
+        "STREAMDIFFUSION_SERVICE_HOST": "10.0.0.11",
+        "STREAMDIFFUSION_SERVICE_PORT": "8000",
+        "STREAMDIFFUSION_SERVICE_PORT_HTTP": "8000",
+        "STREAMDIFFUSION_PORT": "tcp://10.0.0.11:8000",
+        "STREAMDIFFUSION_BACKEND_PORT_8000_TCP": "tcp://10.0.0.11:8000",
+        "STREAMDIFFUSION_BACKEND_PORT_8000_TCP_PROTO": "tcp",
+        "STREAMDIFFUSION_BACKEND_PORT_8000_TCP_PORT": "8000",
+        "STREAMDIFFUSION_BACKEND_PORT_8000_TCP_ADDR": "10.0.0.11",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert [line.split()[0] for line in refusal().splitlines()] == list(links)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert load_settings().model_dump() == Settings().model_dump()
+    monkeypatch.setenv("STREAMDIFFUSION_SERVER__PRT", "9000")
+    assert refusal().startswith("STREAMDIFFUSION_SERVER__PRT (environment) is no variable of this server")
+
+
 def test_misspelt_key(config: Path) -> None:
     config.write_text("pipeline: {witdh: 512}")
     message = refusal()
