@@ -289,6 +289,7 @@ class Connection:
                 if self._credit:
                     self._credit = False
                     self._assembler.asked()
+                    self._heard_at = time.monotonic()  # from now on it is the client's turn
                     await _send(self._websocket, SEND_FRAME)
         except WebSocketDisconnect:
             return
@@ -367,6 +368,8 @@ class Connection:
         limit = self._service.settings.server.timeout
         if not limit or self._session is None:
             return
+        if self._session.waiting:
+            self._heard_at = time.monotonic()  # the client waits for us, however long a frame takes
         remaining = self._heard_at + limit - time.monotonic()
         if remaining <= 0:
             self._service.registry.end(self._session, Ending.IDLE)

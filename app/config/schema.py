@@ -252,7 +252,9 @@ class ServerSettings(Section):
         default=0, ge=0, description="Sessions at the same time at most; 0 is no limit."
     )
     timeout: float = Field(
-        default=0, ge=0, description="Seconds after which a silent session is closed; 0 is never."
+        default=0,
+        ge=0,
+        description="Seconds that a client may be silent when a frame is asked for; 0 is no limit.",
     )
     max_message_bytes: int = Field(
         default=16 * 2**20, ge=1024, description="Largest WebSocket message in bytes."

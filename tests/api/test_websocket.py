@@ -218,6 +218,26 @@ async def test_an_idle_client_is_told_and_closed(make_server: MakeServer) -> Non
         assert client.socket.close_code == 4002
 
 
+async def test_a_client_that_waits_for_the_device_is_not_idle(make_server: MakeServer) -> None:
+    server = make_server(server={"timeout": 0.3})
+    server.runner.gate.clear()
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(1))
+        await client.expect("send_frame")  # the first is being made
+        await client.send(picture(2))  # waits, and so does the client
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.socket.recv(), 1)
+        server.runner.gate.set()
+        await client.credit()
+        began = time.monotonic()
+        while isinstance(await asyncio.wait_for(client.socket.recv(), 5), bytes):
+            pass  # the results, and then the timeout
+        assert 0.2 < time.monotonic() - began < 2
+        await client.socket.wait_closed()
+        assert client.socket.close_code == 4002
+
+
 async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) -> None:
     loaded = threading.Event()
 
