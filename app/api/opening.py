@@ -30,9 +30,9 @@ class Opening:
     @property
     def state(self) -> State:
         """Of the engine; "starting" before there is one."""
-        if self.service is not None:
-            return self.service.engine.state
-        return "starting" if self._failure is None else "failed"
+        if self._failure is not None:
+            return "failed"
+        return "starting" if self.service is None else self.service.engine.state
 
     @property
     def progress(self) -> str:
@@ -42,7 +42,9 @@ class Opening:
     @property
     def failure(self) -> str | None:
         """Why it failed."""
-        return self._failure if self.service is None else self.service.engine.failure
+        if self._failure is not None or self.service is None:
+            return self._failure
+        return self.service.engine.failure
 
     def arrive(self, service: Service) -> None:
         """Let in who waits."""

@@ -8,8 +8,12 @@ import time
 
 import pytest
 
+from app.api.opening import Opening
+from app.api.service import Service
+from app.config.schema import Settings
 from app.core.messages import StartError
 from tests.api.conftest import MakeServer, picture, until
+from tests.fakes import FakePlanner, FakeRunner, create_engine
 
 PATIENCE = 20
 
@@ -79,6 +83,19 @@ async def test_a_fault_of_ours_is_logged_with_its_trace(
     await asyncio.to_thread(server.join)
     assert server.ended == [1]
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_a_failure_that_is_not_the_engines_counts_too() -> None:
+    opening = Opening(Settings())
+    engine = create_engine(lambda _report: FakeRunner())
+    service = Service(
+        opening.settings, engine, {"image": FakePlanner("image"), "video": FakePlanner("video")}
+    )
+    opening.arrive(service)
+    assert (opening.state, opening.failure) == ("starting", None)
+    opening.fail("no thread could be started")
+    assert (opening.state, opening.failure) == ("failed", "no thread could be started")
+    service.codec.close()
 
 
 @pytest.mark.parametrize("asked", [True, False])
