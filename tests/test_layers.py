@@ -20,7 +20,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "app.core.session": ("app.core.messages", "app.utils"),
     # The engine gets its runner handed in, so that it runs without torch and with a played device.
     "app.core.engine": ("app.core.messages", "app.core.prompts", "app.core.scheduler", "app.utils"),
-    "app.core.dependencies": ("app.config", "app.utils"),
+    "app.core.dependencies": (
+        "app.core.messages",
+        "app.models.loader",
+        "app.accelerations",
+        "app.config",
+        "app.utils",
+    ),
     "app.core": ("app.core", "app.models", "app.pipelines", "app.accelerations", "app.config", "app.utils"),
     "app.models": ("app.models", "app.core.denoise", "app.core.messages", "app.config", "app.utils"),
     "app.pipelines": (

@@ -8,6 +8,7 @@ is 0 if the server can start, 1 if not and 2 if the acceleration is unknown.
 import argparse
 import importlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -26,12 +27,12 @@ from rich.table import Table
 
 from app.config.schema import available_accelerations, closest_first
 from app.config.settings import ConfigurationError, load_settings
+from app.core.messages import StartError
 from app.utils.performance import device_memory, host_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-NEED_CUDA = frozenset({"xformers", "tensorrt"})
 # The oldest Linux driver that runs programs of a CUDA major version, from NVIDIA's CUDA compatibility guide,
 # table "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version Compatibility".
 OLDEST_DRIVER: Mapping[int, Version] = {
@@ -100,12 +101,12 @@ class DependencyChecker:
             right = ", ".join(closest_first(acceleration, known))
             message = f"unknown acceleration {acceleration!r}; right would be: {right}"
             return [Finding("acceleration", acceleration, right, "error", message)]
-        return [
-            _python(platform.python_version()),
-            *_packages(acceleration),
-            *_gpu(acceleration),
-            *_resources(),
-        ]
+        findings = [_python(platform.python_version()), *_packages(acceleration), *_gpu()]
+        wrong = any(finding.status == "error" for finding in findings)
+        # What else is wrong comes first, unless without a GPU it would be mended in vain.
+        if not wrong or any(finding.name == "GPU" for finding in findings):
+            findings.append(_acceleration(acceleration))
+        return [*findings, *_resources()]
 
 
 def _read_requirements(path: Path) -> list[Requirement]:
@@ -193,7 +194,7 @@ def _driver() -> str | None:
     return answer.split()[0] if answer.strip() else None
 
 
-def _gpu(acceleration: str) -> Iterator[Finding]:
+def _gpu() -> Iterator[Finding]:
     """Report the driver, torch's build and every device; without a GPU, what that means."""
     try:
         torch = importlib.import_module("torch")
@@ -218,7 +219,8 @@ def _gpu(acceleration: str) -> Iterator[Finding]:
             "with less than 8 GB use a smaller width and height" if short else "",
         )
     if not devices:
-        yield _no_device(acceleration)
+        message = "without a GPU only small models are fast enough"
+        yield Finding("GPU", "none", "an NVIDIA GPU", "warning", message)
 
 
 def _driver_finding(driver: str | None, cuda: str | None) -> Finding:
@@ -242,15 +244,17 @@ def _driver_finding(driver: str | None, cuda: str | None) -> Finding:
     return Finding("NVIDIA driver", found, f">={oldest}", "error", message)
 
 
-def _no_device(acceleration: str) -> Finding:
-    if acceleration in NEED_CUDA:
-        message = (
-            f"{acceleration} needs an NVIDIA GPU, and torch finds none; without one use acceleration none"
-        )
-        return Finding("GPU", "none", "an NVIDIA GPU", "error", message)
-    return Finding(
-        "GPU", "none", "an NVIDIA GPU", "warning", "without a GPU only small models are fast enough"
-    )
+def _acceleration(name: str) -> Finding:
+    """Ask the acceleration itself, as the server does when it starts; takes the libraries' seconds."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        from app.accelerations import load_acceleration
+        from app.models.loader import resolve_device
+
+        load_acceleration(name, resolve_device("auto"), Path())
+    except (StartError, ImportError, OSError) as error:
+        return Finding("acceleration", name, "", "error", str(error))
+    return Finding("acceleration", name, "")
 
 
 def _resources() -> Iterator[Finding]:
@@ -272,21 +276,16 @@ def _resources() -> Iterator[Finding]:
 
 
 def _table(findings: list[Finding]) -> Table:
-    table = Table("", "found", "wanted", "remark")
+    table = Table("", "found", "wanted", "")
     style: Mapping[Status, str] = {"ok": "green", "warning": "yellow", "error": "red"}
     for finding in findings:
-        remark = f"[{style[finding.status]}]{finding.status}[/]"
-        table.add_row(
-            finding.name,
-            finding.found,
-            finding.wanted,
-            f"{remark}: {finding.message}" if finding.message else remark,
-        )
+        status = f"[{style[finding.status]}]{finding.status}[/]"
+        table.add_row(finding.name, finding.found, finding.wanted, status)
     return table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the findings as a table and return the exit status."""
+    """Print the findings as a table, and what to do; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.core.dependencies", description=__doc__)
     parser.add_argument(
         "acceleration", nargs="?", help="a value of model.acceleration; else the configured one"
@@ -300,6 +299,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     findings = DependencyChecker().findings(acceleration)
     console.print(_table(findings))
+    for finding in findings:
+        if finding.message:  # in one piece, for it has commands to copy
+            console.print(f"{finding.status}: {finding.message}", markup=False, soft_wrap=True)
     if acceleration not in available_accelerations():
         return 2
     return int(any(finding.status == "error" for finding in findings))

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from app.accelerations import load_acceleration
+from app.accelerations.base import AccelerationError
 from app.core import dependencies
 from app.core.dependencies import DependencyChecker, main
 from app.utils.performance import DeviceMemory
@@ -41,7 +44,7 @@ class PlayedDistribution(importlib.metadata.Distribution):
 
 @pytest.fixture(autouse=True)
 def known_accelerations(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["auto", "none", "tensorrt", "xformers"]
+    names = ["auto", "fused", "none", "tensorrt", "xformers"]
     monkeypatch.setattr(dependencies, "available_accelerations", lambda: names)
 
 
@@ -93,7 +96,7 @@ def test_table_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_acceleration() -> None:
     valid, errors = DependencyChecker().check_all("xformer")
     assert not valid
-    assert errors == ["unknown acceleration 'xformer'; right would be: xformers, tensorrt, none, auto"]
+    assert errors == ["unknown acceleration 'xformer'; right would be: xformers, tensorrt, none, fused, auto"]
     assert main(["xformer"]) == 2
 
 
@@ -107,7 +110,16 @@ def test_missing_and_outdated_libraries(play: Play) -> None:
             "three is not installed; run: pip install -r requirements.txt",
         ],
     )
-    assert main(["none"]) == 1
+
+
+def test_remedies_are_printed_in_one_piece(
+    play: Play, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    play(driver="580.65.06", cuda="13.0", devices=(gpu(),))
+    assert main(["xformers"]) == 1
+    remedy = "error: xformers is not installed; run: pip install -r requirements-xformers.txt\n"
+    assert remedy in capsys.readouterr().out
 
 
 def test_requirements_for_other_pythons_do_not_count(play: Play) -> None:
@@ -137,15 +149,15 @@ def test_acceleration_without_its_library(play: Play) -> None:
     assert DependencyChecker().check_all("none") == (True, [])
 
 
-@pytest.mark.parametrize("acceleration", ["xformers", "tensorrt"])
-def test_acceleration_without_gpu(acceleration: str, play: Play) -> None:
-    play(installed=(PlayedDistribution("xformers", "0.0.35", []),))
-    assert DependencyChecker().check_all(acceleration) == (
-        False,
-        [
-            f"{acceleration} needs an NVIDIA GPU, and torch finds none; without one use acceleration none",
-        ],
-    )
+@pytest.mark.parametrize("acceleration", ["xformers", "tensorrt", "fused"])
+def test_acceleration_that_cannot_work_here(acceleration: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence that ends the server's start is known before; missing libraries do not hide it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AccelerationError) as caught:
+        load_acceleration(acceleration, torch.device("cpu"), Path())
+    valid, errors = DependencyChecker().check_all(acceleration)
+    assert not valid
+    assert errors[-1] == str(caught.value)
 
 
 def test_no_gpu_is_no_error_by_itself(play: Play) -> None:
