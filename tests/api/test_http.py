@@ -76,6 +76,10 @@ async def test_health(server: Server) -> None:
     assert (await server.get("/health/live")).json()["status"] == "live"
     await until(lambda: server.service.ready)
     assert (await server.get("/health/ready")).json()["status"] == "ready"
+    async with httpx.AsyncClient() as client:  # as `wget --spider` asks
+        for path in ("/health/live", "/health/ready"):
+            head = await client.head(server.http + path)
+            assert (head.status_code, head.content) == (200, b"")
 
 
 async def test_status_tells_what_runs(server: Server) -> None:
