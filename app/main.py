@@ -50,8 +50,9 @@ Build = Callable[[Settings], tuple[Engine, Mapping[Mode, Planner]]]
 
 def build(settings: Settings) -> tuple[Engine, Mapping[Mode, Planner]]:
     """The engine and the pipelines that the settings name; loads no model yet."""
-    # While it is imported, transformers remarks on what is not installed and not needed.
+    # While they are imported, they remark on what is not there and not needed.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("xformers").setLevel(logging.ERROR)
     # Imported here because torch and diffusers take seconds, and a mistake in the configuration none.
     from app.core.factory import create_engine
     from app.pipelines import load_pipelines

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from app import accelerations
 from app.accelerations import choose_cuda_graph, load_acceleration
@@ -95,10 +97,53 @@ def test_xformers_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem.startswith("xformers does not load (No module named 'xformers.ops'); run: pip install")
 
 
-def test_xformers_that_diffusers_cannot_use(tmp_path: Path) -> None:
+class PlayedXformers:
+    """xformers on a CPU. As the real one, it takes PyTorch's kernels only where it believes in CUDA."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *widths: int) -> None:
+        self.calls = 0
+        self._built_with_cuda = False
+        self._widths = widths
+        monkeypatch.setattr("app.accelerations.xformers.import_module", lambda name: self)
+        monkeypatch.setattr("diffusers.models.attention_processor.xformers", SimpleNamespace(ops=self))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+    def memory_efficient_attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        attn_bias: object = None,
+        op: object = None,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        if not self._built_with_cuda or q.shape[-1] not in self._widths:
+            raise NotImplementedError("No operator found\n  `fa2F` is not supported because:\n    it is new")
+        self.calls += 1
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def test_xformers_computes_the_attention_of_the_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = deepcopy(tiny.model())
-    with pytest.raises(AccelerationError, match=r"'xformers' cannot work here: .+; use none, which has"):
-        Xformers(tmp_path).networks(model, Shapes(64, 64, (1,), (1,)), lambda words: None)
+    latents, timesteps, embedding = inputs()
+    expected = model.predict(latents, timesteps, embedding)
+    attentions = [module for module in model.unet.modules() if isinstance(module, Attention)]
+    widths = {attention.inner_dim // attention.heads for attention in attentions}
+    played = PlayedXformers(monkeypatch, *widths)
+    networks = Xformers(tmp_path).networks(model, Shapes(64, 64, (1,), (1,)), lambda words: None)
+    assert played.calls == len(widths)
+    torch.testing.assert_close(networks.unet(latents, timesteps, embedding), expected, rtol=1e-4, atol=1e-5)
+    assert played.calls == len(widths) + len(attentions)
+
+
+def test_xformers_without_a_kernel_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PlayedXformers(monkeypatch)
+    with pytest.raises(AccelerationError) as caught:
+        Xformers(tmp_path).networks(deepcopy(tiny.model()), Shapes(64, 64, (1,), (1,)), lambda words: None)
+    assert str(caught.value) == (
+        "model.acceleration 'xformers' cannot work here: No operator found `fa2F` is not supported because: "
+        "it is new; use none, which has PyTorch's own memory-efficient attention"
+    )
 
 
 def test_plain_torch_works_everywhere(tmp_path: Path) -> None:
