@@ -23,12 +23,16 @@ RUN set -- -r requirements.txt; \
     pip --python /opt/venv/bin/python install -c constraints.txt "$@"
 
 
-FROM python:3.11-slim-bookworm AS server
+FROM python:3.11-slim-bookworm
 
-# No versions: Debian keeps only the newest.
-# hadolint ignore=DL3008
+# The accelerations `fused` and `compile` write their kernels when the server starts: in C for a GPU, in C++ for
+# a CPU. Empty leaves 0.25 GB out, and `auto` then takes plain PyTorch.
+ARG COMPILERS="gcc g++"
+
+# No versions: Debian keeps only the newest. The compilers are several words.
+# hadolint ignore=DL3008,SC2086
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
+    && apt-get install -y --no-install-recommends tini $COMPILERS \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 1000 --user-group --home-dir /app --no-create-home streamdiffusion \
     && mkdir -p /app/engines /app/.cache/huggingface \
@@ -38,6 +42,7 @@ COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/app \
     HF_HOME=/app/.cache/huggingface \
+    TRITON_CACHE_DIR=/app/engines/triton \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /app
@@ -54,16 +59,3 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=20m --retries=3 CMD ["heal
 # Starts as root, serves as streamdiffusion: see there.
 ENTRYPOINT ["entrypoint"]
 CMD ["python", "-m", "app.main"]
-
-
-# `docker build --target with-compiler …`: the accelerations `fused` and `compile` build their kernels when the
-# server starts, and for that a compiler must be there: of C for a GPU, of C++ for a CPU.
-FROM server AS with-compiler
-
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ \
-    && rm -rf /var/lib/apt/lists/*
-
-
-FROM server

@@ -33,7 +33,7 @@ def inside(*command: str, options: tuple[str, ...] = ()) -> str:
 
 
 def build(tag: str, folder: Path, *options: str) -> None:
-    """`docker build`, with a torch that is smaller than the one with CUDA."""
+    """`docker build`, with a torch that is smaller than the one with CUDA; the rest as it is."""
     arguments = ("--build-arg", "TORCH_INDEX=", "--build-arg", "ACCELERATIONS=")
     run("docker", "build", *ON_THE_HOST, *arguments, *options, "-t", tag, ".", cwd=folder)
 
@@ -66,7 +66,7 @@ def wait_for(container: str, port: int, path: str) -> None:
         time.sleep(0.1)
 
 
-def test_image_has_no_build_tools_and_serves_without_root(one_server: OneServer) -> None:
+def test_image_for_the_cpu_has_no_build_tools_and_serves_without_root(one_server: OneServer) -> None:
     size = int(run("docker", "image", "inspect", "--format", "{{.Size}}", IMAGE))
     print(f"built in {one_server.built_in:.0f} s, {size / 1e6:.0f} MB")  # noqa: T201 - pytest -s shows it
     assert inside("id", "-un") == "streamdiffusion"
@@ -89,14 +89,14 @@ def test_change_of_the_code_rebuilds_in_seconds(one_server: OneServer) -> None:
     assert seconds < 20
 
 
-def test_variant_with_a_compiler(one_server: OneServer) -> None:
-    tag = f"{IMAGE}-with-compiler"
-    build(tag, one_server.folder, "--target", "with-compiler")
+def test_image_can_write_kernels(one_server: OneServer) -> None:
+    tag = f"{IMAGE}-with-compilers"
+    build(tag, one_server.folder)
     # Triton compiles C with Python's headers, torch.compile on a CPU C++.
     headers = "$(python -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
     source = "printf '#include <Python.h>\\nint main(void) { return 0; }' > /tmp/a.c"
     compiled = " && ".join(f"{name} -I{headers} -c /tmp/a.c -o /tmp/{name}.o" for name in ("gcc", "g++"))
-    command = f"{source} && {compiled} && id -un"
+    command = f"{source} && {compiled} && mkdir -p $TRITON_CACHE_DIR && id -un"
     assert run("docker", "run", "--rm", *ON_THE_HOST, tag, "sh", "-c", command) == "streamdiffusion"
 
 

@@ -44,6 +44,7 @@ def test_one_server_has_one_gpu_and_keeps_engines_and_models() -> None:
 def test_cpu_override_runs_the_embedded_model_without_a_gpu() -> None:
     backend = read("docker-compose.cpu.yml")["services"]["backend"]
     assert backend["deploy"] is None
+    assert backend["build"]["args"]["COMPILERS"] == ""  # of no use to `none`
     folder = ROOT / backend["environment"]["STREAMDIFFUSION_MODEL__MODEL_ID"]
     assert (folder / "model_index.json").is_file()
 
