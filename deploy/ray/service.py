@@ -32,10 +32,11 @@ def build() -> FastAPI:
     @asynccontextmanager
     async def starts_and_loads(started: FastAPI) -> AsyncIterator[Any]:
         async with starts(started) as state:
-            service = await started.state.opening.wait()
+            opening = started.state.opening
+            service = await opening.wait()
             while not service.ready:
-                if service.closing or service.engine.failure is not None:
-                    raise RuntimeError(service.engine.failure or "stopped while loading")
+                if opening.closing or opening.failure is not None:
+                    raise RuntimeError(opening.failure or "stopped while loading")
                 await service.changed.wait()
             yield state
 
