@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import threading
 import time
@@ -219,7 +220,7 @@ async def test_an_idle_client_is_told_and_closed(make_server: MakeServer) -> Non
 
 
 async def test_a_client_that_waits_for_the_device_is_not_idle(make_server: MakeServer) -> None:
-    server = make_server(server={"timeout": 0.3})
+    server = make_server(server={"timeout": 0.5})
     server.runner.gate.clear()
     async with server.client(query="?output=ws") as client:
         await client.begin()
@@ -227,13 +228,14 @@ async def test_a_client_that_waits_for_the_device_is_not_idle(make_server: MakeS
         await client.expect("send_frame")  # the first is being made
         await client.send(picture(2))  # waits, and so does the client
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(client.socket.recv(), 1)
+            await asyncio.wait_for(client.socket.recv(), 1.2)
         server.runner.gate.set()
-        await client.credit()
+        await client.credit()  # now it is the client's turn
         began = time.monotonic()
-        while isinstance(await asyncio.wait_for(client.socket.recv(), 5), bytes):
-            pass  # the results, and then the timeout
-        assert 0.2 < time.monotonic() - began < 2
+        while isinstance(message := await asyncio.wait_for(client.socket.recv(), 5), bytes):
+            pass
+        assert json.loads(message)["status"] == "timeout"
+        assert 0.3 < time.monotonic() - began < 3
         await client.socket.wait_closed()
         assert client.socket.close_code == 4002
 
