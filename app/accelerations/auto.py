@@ -33,7 +33,8 @@ class Acceleration(BaseAcceleration):
         try:
             return self._take(FASTEST, model, shapes, report)
         except AccelerationError as error:
-            log.info("%s", error)
+            # On a GPU something can be done about it, and it costs several times the speed.
+            log.log(logging.WARNING if model.device.type == "cuda" else logging.INFO, "%s", error)
             return self._take(ANYWHERE, model, shapes, report)
 
     def _take(self, name: str, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:

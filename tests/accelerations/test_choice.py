@@ -1,7 +1,9 @@
 """Which acceleration runs, and what is said where one cannot."""
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +58,25 @@ def test_auto_takes_the_fastest_and_passes_over_what_cannot_do_this_model(
         auto.networks(deepcopy(tiny.model()), shapes, lambda words: None)
         assert auto.name == name
     assert tried == [True, False]
+
+
+@pytest.mark.parametrize(("device", "level"), [(CPU, logging.INFO), (CUDA, logging.WARNING)])
+def test_a_gpu_without_the_fastest_is_a_warning(
+    device: torch.device,
+    level: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.accelerations.fused.Acceleration.problems", lambda device: ["no compiler"])
+    model = replace(deepcopy(tiny.model()), device=device)
+    auto = load_acceleration("auto", device, tmp_path)
+    with caplog.at_level(logging.INFO, "app.accelerations"):
+        auto.networks(model, Shapes(64, 64, (1,), (1,)), lambda words: None)
+    assert auto.name == "none"
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert "no compiler" in record.getMessage()
 
 
 def test_an_acceleration_is_called_as_its_file(tmp_path: Path) -> None:
