@@ -32,7 +32,7 @@ class Acceleration(BaseAcceleration):
         """Replace the blocks; the kernels are compiled when they are first used, in seconds."""
         prepare(model)
         modules = _working_modules(model)
-        project = fuse_unet(model.unet, modules)
+        project = fuse_unet(model.unet, modules, model.schedule.train_steps)
         fuse_vae(model.vae, modules)
         plain = model.networks()
 
@@ -61,8 +61,16 @@ def _working_modules(model: Model) -> Any:
     return modules
 
 
-def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
-    """Replace what can be replaced; returns the projection of prompts that the UNet then takes.
+def fuse_unet(unet: Any, modules: Any, steps: int) -> Callable[[Tensor], Tensor]:
+    """Replace what can be replaced.
+
+    Args:
+        unet: of Stable Diffusion 1.x or 2.x.
+        modules: what to replace it by.
+        steps: how many time steps there are, the first whole numbers.
+
+    Returns:
+        The projection of prompts that the UNet then takes.
 
     Raises:
         AccelerationError: if the UNet is not built of Stable Diffusion's blocks.
@@ -74,7 +82,8 @@ def fuse_unet(unet: Any, modules: Any) -> Callable[[Tensor], Tensor]:
     places, start = {}, 0
     for resnet in resnets:
         places[resnet] = slice(start, start := start + resnet.conv1.out_channels)
-    unet.time_embedding = modules.TimeEmbedding(unet.time_embedding, resnets)
+    unet.time_proj = modules.TimeTable(unet.time_proj, unet.time_embedding, resnets, steps)
+    unet.time_embedding = modules.Known()
     spans, start = {}, 0
     for transformer, block in zip(transformers, blocks, strict=True):
         spans[transformer] = slice(start, start := start + 2 * block.attn2.to_k.out_features)

@@ -179,7 +179,7 @@ def test_add_layer_norm(width: int) -> None:
 def test_a_whole_model_computes_the_same(vae: tiny.Vae, size: int) -> None:
     plain = moved(tiny.model(vae))
     model = moved(plain)
-    project = fused.fuse_unet(model.unet, modules)
+    project = fused.fuse_unet(model.unet, modules, model.schedule.train_steps)
     fused.fuse_vae(model.vae, modules)
     kinds = {type(module).__name__ for part in (model.unet, model.vae) for module in part.modules()}
     assert not kinds & {"ResnetBlock2D", "BasicTransformerBlock", "AutoencoderTinyBlock"}
@@ -207,4 +207,4 @@ def test_what_is_built_otherwise_is_refused() -> None:
         module for module in unet.modules() if type(module).__name__ == "ResnetBlock2D"
     ).output_scale_factor = 2.0
     with pytest.raises(AccelerationError, match="blocks of Stable Diffusion"):
-        fused.fuse_unet(unet, modules)
+        fused.fuse_unet(unet, modules, 1000)

@@ -14,18 +14,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from app.accelerations._fused.launch import early
-
 
 @triton.jit
 def _from_few(
     x, weight, bias, y, pixels, height, width,
     IN: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Some pixels and output channels: the neighbourhoods as rows of a matrix, times the weights."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     column, line = pixel % width, pixel // width % height
     k = tl.arange(0, K)
@@ -70,7 +65,7 @@ def conv_from_few(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     pixels, tile, block = batch * height * width, 128, 64
     _from_few[(triton.cdiv(pixels, tile), triton.cdiv(out, block))](
         x, weights, bias, y, pixels, height, width,
-        IN=channels, OUT=out, K=k, PIXELS=tile, BLOCK=block, **early(x),
+        IN=channels, OUT=out, K=k, PIXELS=tile, BLOCK=block,
     )  # fmt: skip
     return y
 
@@ -78,11 +73,9 @@ def conv_from_few(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
 @triton.jit
 def _gather(
     parts, bias, y, pixels, height, width,
-    OUT: tl.constexpr, STRIDE: tl.constexpr, PADDED: tl.constexpr, PIXELS: tl.constexpr, EARLY: tl.constexpr,
+    OUT: tl.constexpr, STRIDE: tl.constexpr, PADDED: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Every pixel's sum of what its neighbours hold for it."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     column, line = pixel % width, pixel // width % height
     out = tl.arange(0, PADDED)
@@ -124,6 +117,6 @@ def conv_to_few(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     pixels, tile = batch * height * width, 256
     _gather[(triton.cdiv(pixels, tile),)](
         parts, bias, y, pixels, height, width,
-        OUT=out, STRIDE=len(weights), PADDED=triton.next_power_of_2(out), PIXELS=tile, **early(x),
+        OUT=out, STRIDE=len(weights), PADDED=triton.next_power_of_2(out), PIXELS=tile,
     )  # fmt: skip
     return y

@@ -17,8 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.accelerations._fused.launch import early
-
 HELD = 32768
 """Elements of one group of one picture that one program holds at a time; larger groups take three kernels."""
 TILE_ROWS, TILE_CHANNELS = 64, 64
@@ -32,11 +30,9 @@ MOST_PARTS = 64
 def _normalise_group(
     x, shift, weight, bias, y, rows, width, shift_stride, eps,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    SHIFTED: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr, EARLY: tl.constexpr,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     """One group of one picture, read once; with TAPS a pixel is written where its neighbours look for it."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = group * WIDTH + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < WIDTH
@@ -76,11 +72,9 @@ def _normalise_group(
 @triton.jit(do_not_specialize=["rows_per_part"])
 def _statistics(
     x, parts, rows, rows_per_part,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of a part of a picture, for each of some channels."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     part, picture = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < CHANNELS
@@ -109,11 +103,9 @@ def _statistics(
 def _combine(
     parts, shift, weight, bias, line, rows, rows_per_part, parts_per_picture, shift_stride, eps,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr,
-    SHIFTED: tl.constexpr, EARLY: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """From one group's statistics (Chan, Golub, LeVeque 1983) to factor and offset of its channels."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     group, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = group * WIDTH + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < WIDTH
@@ -143,11 +135,8 @@ def _combine(
 def _apply(
     x, line, y, rows,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Factor and offset of each channel, on some rows."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     picture = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < CHANNELS
@@ -204,7 +193,7 @@ def group_norm(
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     group: dict[str, Any] = {
         "GROUPS": groups, "WIDTH": per_group, "PADDED": triton.next_power_of_2(per_group),
-        "SHIFTED": shift is not None, **early(x),
+        "SHIFTED": shift is not None,
     }  # fmt: skip
     if fits(x, groups):
         y = x.new_empty(batch, rows, 9 * channels) if taps else torch.empty_like(x)
@@ -215,7 +204,7 @@ def group_norm(
         )  # fmt: skip
         return y
     y = torch.empty_like(x)
-    tile: dict[str, Any] = {"CHANNELS": channels, "ROWS": TILE_ROWS, "BLOCK": TILE_CHANNELS, **early(x)}
+    tile: dict[str, Any] = {"CHANNELS": channels, "ROWS": TILE_ROWS, "BLOCK": TILE_CHANNELS}
     blocks, tiles = triton.cdiv(channels, TILE_CHANNELS), triton.cdiv(rows, TILE_ROWS)
     parts = max(1, min(MOST_PARTS, PROGRAMS // (batch * blocks), tiles))
     rows_per_part = triton.cdiv(rows, parts)
@@ -234,10 +223,8 @@ def group_norm(
 @triton.jit
 def _add_layer_norm(
     x, delta, weight, bias, total, y, total_stride, eps,
-    WIDTH: tl.constexpr, ADD: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr,
+    WIDTH: tl.constexpr, ADD: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, PADDED)
     mask = column < WIDTH
@@ -280,6 +267,6 @@ def add_layer_norm(
     _add_layer_norm[(batch * tokens,)](
         x, x if delta is None else delta, weight, bias, total, y, total.stride(1), eps,
         WIDTH=width, ADD=delta is not None, PADDED=triton.next_power_of_2(width),
-        num_warps=4 if width > 512 else 2, **early(x),
+        num_warps=4 if width > 512 else 2,
     )  # fmt: skip
     return total, y

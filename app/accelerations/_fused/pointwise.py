@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.accelerations._fused.launch import early
-
 BLOCK = 2048
 """Elements of one program."""
 
@@ -22,10 +20,8 @@ BLOCK = 2048
 @triton.jit
 def _add(
     x, bias, skip, elements,
-    CHANNELS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     first = tl.program_id(0).to(tl.int64) * BLOCK
     column = tl.arange(0, BLOCK)
     place = first + column
@@ -48,7 +44,7 @@ def add_bias(x: Tensor, bias: Tensor, skip: Tensor | None = None) -> Tensor:
     elements = x.numel()
     _add[(triton.cdiv(elements, BLOCK),)](
         x, bias, x if skip is None else skip, elements,
-        CHANNELS=x.shape[1], SKIP=skip is not None, BLOCK=BLOCK, num_warps=8, **early(x),
+        CHANNELS=x.shape[1], SKIP=skip is not None, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return x
 
@@ -56,10 +52,8 @@ def add_bias(x: Tensor, bias: Tensor, skip: Tensor | None = None) -> Tensor:
 @triton.jit
 def _geglu(
     x, y, rows, y_stride,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -81,15 +75,13 @@ def geglu(x: Tensor, y: Tensor) -> Tensor:
     rows, tile, block = batch * tokens, 8, 256
     # The many go along the first axis: a grid has at most 65,535 programs along the others.
     _geglu[(triton.cdiv(rows, tile), triton.cdiv(width, block))](
-        x, y, rows, y.stride(1), WIDTH=width, ROWS=tile, BLOCK=block, **early(x)
+        x, y, rows, y.stride(1), WIDTH=width, ROWS=tile, BLOCK=block
     )
     return y
 
 
 @triton.jit
-def _upsample(x, y, elements, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
+def _upsample(x, y, elements, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK
     place = (first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)
     pixel, channel = (first // CHANNELS).to(tl.int32) + place // CHANNELS, place % CHANNELS
@@ -111,7 +103,7 @@ def upsample(x: Tensor) -> Tensor:
     )  # fmt: skip
     elements = x.numel()
     _upsample[(triton.cdiv(elements, BLOCK),)](
-        x, y, elements, width, CHANNELS=channels, BLOCK=BLOCK, num_warps=8, **early(x)
+        x, y, elements, width, CHANNELS=channels, BLOCK=BLOCK, num_warps=8
     )
     return y
 
@@ -119,10 +111,8 @@ def upsample(x: Tensor) -> Tensor:
 @triton.jit
 def _interleave(
     x, bias, y, elements, height, width,
-    CHANNELS: tl.constexpr, BIASED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    CHANNELS: tl.constexpr, BIASED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     first = tl.program_id(0).to(tl.int64) * BLOCK
     place = (first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)
     pixel, channel = (first // CHANNELS).to(tl.int32) + place // CHANNELS, place % CHANNELS
@@ -157,6 +147,6 @@ def interleave(x: Tensor, bias: Tensor | None) -> Tensor:
     )
     _interleave[(triton.cdiv(y.numel(), BLOCK),)](
         x, x if bias is None else bias, y, y.numel(), height, width,
-        CHANNELS=channels, BIASED=bias is not None, BLOCK=BLOCK, num_warps=8, **early(x),
+        CHANNELS=channels, BIASED=bias is not None, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return y
