@@ -1,7 +1,7 @@
 """Modules that take the places of diffusers' in a UNet and a VAE and do the same with fewer kernels.
 
 What does not depend on the picture is known for the whole UNet at once: a table has the time embedding as it
-is projected for all residual blocks, and one matrix product projects the prompt for all cross attentions. They
+is projected for all residual blocks; one matrix product projects the prompt for all cross attentions. They
 travel through diffusers' blocks in the places of ``temb`` and ``encoder_hidden_states``; each module takes
 its part.
 """
