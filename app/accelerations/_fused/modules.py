@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, relu, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, conv_transpose2d, linear, relu, scaled_dot_product_attention, silu
 
 from app.accelerations._fused.convolutions import (
     conv_from_few,
@@ -22,7 +22,7 @@ from app.accelerations._fused.convolutions import (
     weights_to_few,
 )
 from app.accelerations._fused.norms import add_layer_norm, fits, group_norm
-from app.accelerations._fused.pointwise import add_bias, geglu, interleave, upsample
+from app.accelerations._fused.pointwise import add_bias, geglu, upsample
 
 Span = slice
 """A module's part of a common projection."""
@@ -121,8 +121,8 @@ class Upsample(nn.Module):
     """Twice the width and height, then a 3×3 convolution.
 
     Of the nine pixels that it reads only four differ, which four depends on whether line and column are even
-    or odd. So it is one 2×2 convolution of the small picture, to four times the channels, with the sums of
-    the weights: 4/9 of the arithmetic.
+    or odd. That is a transposed convolution of 4×4 pixels and stride 2 with sums of the weights: 4/9 of the
+    arithmetic.
     """
 
     weight: Tensor
@@ -131,27 +131,24 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv
         weight = conv.weight.detach().float()
-        first, middle, last = weight.unbind(2)
-        lines = [torch.stack(pair, 2) for pair in ((first, middle + last), (first + middle, last))]
-        parts = []
-        for line in lines:
-            first, middle, last = line.unbind(3)
-            parts += [torch.stack(pair, 3) for pair in ((first, middle + last), (first + middle, last))]
-        summed = torch.cat(parts).to(conv.weight.dtype)
-        self.register_buffer("weight", summed.contiguous(memory_format=torch.channels_last))
+        for axis in (2, 3):
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([last, middle + last, first + middle, first], axis)
+        weight = weight.to(conv.weight.dtype).transpose(0, 1)
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None, *_: Any) -> Tensor:
         """(B, C, H, W) → (B, any, 2H, 2W), channels last; one less of each where ``output_size`` says so, of
         what was odd before it was halved.
         """
         x = x.contiguous(memory_format=torch.channels_last)
-        doubled = tuple(2 * size for size in x.shape[2:])
-        if output_size is not None and tuple(output_size) != doubled:
+        if output_size is None or tuple(output_size) == tuple(2 * size for size in x.shape[2:]):
+            made = conv_transpose2d(x, self.weight, stride=2, padding=1)
+            made = made.contiguous(memory_format=torch.channels_last)
+        else:
             cut = upsample(x)[:, :, : output_size[0], : output_size[1]]
             made = _conv(cut.contiguous(memory_format=torch.channels_last), self.conv)
-            return made if self.conv.bias is None else add_bias(made, self.conv.bias)
-        four = conv2d(x, self.weight, padding=1).contiguous(memory_format=torch.channels_last)
-        return interleave(four, self.conv.bias)
+        return made if self.conv.bias is None else add_bias(made, self.conv.bias)
 
 
 class Resnet(nn.Module):
