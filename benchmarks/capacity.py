@@ -73,22 +73,26 @@ class Setting:
         return assumed.gpu_hour / (self.users(assumed) * assumed.occupied)
 
 
-def settings(gpu: Figures, server: Figures) -> Iterator[Setting]:
-    """Every acceleration and batch size in ``gpu.json``, peers left out, and the whole server's users."""
+def engines(gpu: Figures) -> Iterator[Setting]:
+    """Every acceleration and batch size in ``gpu.json``, without sockets and JPEG; peers are left out."""
     for name, variant in gpu["variants"].items():
         if not name.startswith(PEERS):
             for batch, found in variant.get("streams", {}).items():
                 age = found["age_ms"]
                 yield Setting(name, int(batch), found["frames_per_second"], age["median"], age["p99"])
+
+
+def servers(server: Figures) -> Iterator[Setting]:
+    """The whole server's users, by batch size."""
     name = f"{server['acceleration']}, graph, whole server"
     for run in server["as fast as they can"]:
         age = run["age_ms"]
         yield Setting(name, run["users"], run["frames_per_second"], age["p50"], age["p99"])
 
 
-def chosen(gpu: Figures, server: Figures, assumed: Assumptions = ASSUMED) -> Setting:
-    """The setting that carries most users while frames are young enough."""
-    young = [setting for setting in settings(gpu, server) if setting.age_p50 <= assumed.oldest_ms]
+def chosen(server: Figures, assumed: Assumptions = ASSUMED) -> Setting:
+    """The whole server's setting that carries most users while frames are young enough."""
+    young = [setting for setting in servers(server) if setting.age_p50 <= assumed.oldest_ms]
     return max(young, key=lambda setting: setting.frames_per_second)
 
 
@@ -222,9 +226,9 @@ def assumptions(language: Language, proxies: Figures) -> Rows:
 
 def users_of_a_gpu(gpu: Figures, server: Figures) -> Rows:
     """Every setting; the one that the plan takes is bold."""
-    best = chosen(gpu, server)
+    best = chosen(server)
     rows: Rows = []
-    for found in settings(gpu, server):
+    for found in (*engines(gpu), *servers(server)):
         row = [
             f"`{found.acceleration}`",
             found.batch,
@@ -252,9 +256,9 @@ def users_of_a_server(language: Language, server: Figures) -> Rows:
     ]
 
 
-def plan(gpu: Figures, server: Figures, proxies: Figures) -> Rows:
+def plan(server: Figures, proxies: Figures) -> Rows:
     """What so many users take."""
-    plans = (Plan(users, chosen(gpu, server), proxies) for users in USERS)
+    plans = (Plan(users, chosen(server), proxies) for users in USERS)
     return [
         [
             _count(p.users),
@@ -269,9 +273,9 @@ def plan(gpu: Figures, server: Figures, proxies: Figures) -> Rows:
     ]
 
 
-def limits(language: Language, gpu: Figures, server: Figures, proxies: Figures) -> Rows:
+def limits(language: Language, server: Figures, proxies: Figures) -> Rows:
     """What carries fewest users first."""
-    one = Plan(1, chosen(gpu, server), proxies)
+    one = Plan(1, chosen(server), proxies)
     carried = (
         one.gpu.users(),
         1 / one.picture_cores,

@@ -14,6 +14,7 @@ WORDS = {
     **PACES["zh"],
     # Heads
     "CPU ms": "CPU（ms）",
+    "GPU only": "仅 GPU",
     "age p50, ms": "延迟 p50（ms）",
     "age p99, ms": "延迟 p99（ms）",
     "attention": "注意力",
@@ -29,6 +30,7 @@ WORDS = {
     "host's launch": "主机启动",
     "launches": "启动次数",
     "matrix products": "矩阵乘",
+    "ms a picture": "每张图片毫秒数",
     "ms per frame": "每帧毫秒数",
     "new prompt shows after, ms": "新提示词显现（ms）",
     "norms and pointwise": "归一化与逐点运算",

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from app.accelerations import xformers as acceleration
 from app.core.denoise import timesteps
 from app.core.messages import Image
 from app.models.model import Model
@@ -57,6 +58,7 @@ class Original(Peer):
             cfg_type="none",
         )
         if xformers:
+            acceleration.library()
             self._stream.pipe.enable_xformers_memory_efficient_attention()
         self._stream.prepare(prompt, num_inference_steps=50, generator=torch.Generator())
         self._turbo = mode == "video" and steps == 1

@@ -130,11 +130,17 @@ def attention(found: Figures) -> str:
 
 
 def one_stream(found: Figures) -> str:
-    """Milliseconds per frame of one stream, by variant, mode and steps."""
-    variants = {name: v["one_stream"] for name, v in found["variants"].items() if "one_stream" in v}
-    loads = list(dict.fromkeys(load for v in variants.values() for load in v))
-    rows = ([name, *(_ms(v.get(load)) for load in loads)] for name, v in variants.items())
-    return table(["ms per frame", *(load.replace(", ", ", steps ") for load in loads)], rows)
+    """Milliseconds per frame of one stream, by variant, mode and steps; and of the first of these loads from
+    tensor to tensor, without pictures and their copies.
+    """
+    variants = {name: v for name, v in found["variants"].items() if "one_stream" in v}
+    loads = list(dict.fromkeys(load for v in variants.values() for load in v["one_stream"]))
+    rows = (
+        [name, *(_ms(v["one_stream"].get(load)) for load in loads), _tensors_ms(v, loads[0])]
+        for name, v in variants.items()
+    )
+    heads = [load.replace(", ", ", steps ") for load in loads]
+    return table(["ms per frame", *heads, f"{heads[0]}, GPU only"], rows)
 
 
 def many_streams(found: Figures) -> str:
@@ -250,11 +256,11 @@ Tables = Mapping[str, tuple[tuple[str, ...], Callable[..., str]]]
 def scaling(language: capacity.Language) -> Tables:
     """The blocks of docs/scaling.md in a language."""
 
-    def plan(gpu: Figures, server: Figures, proxies: Figures) -> str:
-        return planned("plan", language, capacity.plan(gpu, server, proxies))
+    def plan(server: Figures, proxies: Figures) -> str:
+        return planned("plan", language, capacity.plan(server, proxies))
 
-    def limits(gpu: Figures, server: Figures, proxies: Figures) -> str:
-        return planned("limits", language, capacity.limits(language, gpu, server, proxies))
+    def limits(server: Figures, proxies: Figures) -> str:
+        return planned("limits", language, capacity.limits(language, server, proxies))
 
     def assumed(proxies: Figures) -> str:
         return planned("assumed", language, capacity.assumptions(language, proxies))
@@ -266,8 +272,8 @@ def scaling(language: capacity.Language) -> Tables:
         "assumed": (("proxies",), assumed),
         "gpu": (("gpu", "gpu-server"), lambda gpu, server: measured_gpu(language, gpu, server)),
         "server": (("gpu-server",), server),
-        "plan": (("gpu", "gpu-server", "proxies"), plan),
-        "limits": (("gpu", "gpu-server", "proxies"), limits),
+        "plan": (("gpu-server", "proxies"), plan),
+        "limits": (("gpu-server", "proxies"), limits),
     }
 
 
@@ -349,6 +355,14 @@ def _ms(figures: Figures | None) -> str:
     if figures is None:
         return ""
     return f"{figures['ms']['median'] if 'ms' in figures else figures['ms_per_frame']:.2f}"
+
+
+def _tensors_ms(variant: Figures, load: str) -> str:
+    if "stages_ms" in variant:
+        device = variant["stages_ms"]["device"]
+        stages = ("begin image", "step", "decode")
+        return f"{sum(device[f'{stage}, batch 1']['median'] for stage in stages):.2f}"
+    return f"{variant['one_stream'][load]['on_device_ms']['median']:.2f}"
 
 
 if __name__ == "__main__":
