@@ -41,6 +41,9 @@ State = Literal["starting", "ready", "failed", "stopped"]
 Report = Callable[[str], None]
 Deliver = Callable[[list[Event]], None]
 
+STARVED = 8
+"""So many rows one after the other that found no memory, each alone in its batch, are the end."""
+
 
 @dataclass(frozen=True)
 class Flight:
@@ -60,8 +63,8 @@ class Engine:
         buckets: the runner's batch sizes, ascending.
         stream_batch: whether one session may keep several frames in flight.
         prompt_cache_size: how many texts' embeddings are kept.
-        watchdog_timeout: seconds after which a tick that does not end counts as a lost device; None where
-            a tick may take as long as it likes, as on a CPU.
+        watchdog_timeout: seconds after which a tick or an embedding that does not end counts as a lost
+            device; None where it may take as long as it likes, as on a CPU.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class Engine:
         self._changed = threading.Condition(lock)  # what the engine's thread waits for
         self._text_missing = threading.Condition(lock)  # what the prompts' thread waits for
         self._stopping = False
-        self._busy_since: float | None = None
+        self._busy_since: float | None = None  # the engine's thread
+        self._encoding_since: float | None = None  # the prompts' thread
+        self._starved = 0
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -215,10 +220,15 @@ class Engine:
         except OutOfMemoryError as error:
             self._degrade(len(rows), str(error))
             reason = "the device is out of memory"
+            if len(rows) == 1 and not again:
+                self._starved += 1
+                if self._starved == STARVED:
+                    raise DeviceLostError(f"no memory even for one row, {STARVED} times in a row") from error
         except Exception as error:
             log.warning("a batch of %d rows raised", len(rows), exc_info=error)
             reason = f"{type(error).__name__}: {error}"
         else:
+            self._starved = 0
             with self._changed:
                 self._scheduler.advance(rows)
             return [flight]
@@ -266,6 +276,7 @@ class Engine:
         more costs nothing.
         """
         while (text := self._next_text()) is not None:
+            self._encoding_since = time.monotonic()
             try:
                 embedding = runner.encode(text)
             except DeviceLostError as error:
@@ -275,6 +286,8 @@ class Engine:
                 log.warning("a prompt could not be embedded", exc_info=error)
                 self._fail_text(text, f"the prompt could not be embedded: {error}")
                 continue
+            finally:
+                self._encoding_since = None
             with self._changed:
                 self._prompts.store(text, embedding, self._scheduler.waiting)
                 self._changed.notify()
@@ -334,10 +347,10 @@ class Engine:
             self.on_failure(reason)
 
     def _watch(self) -> None:
-        """The watchdog: a tick that does not end in time means that the device hangs."""
+        """The watchdog: a tick or an embedding that does not end in time means that the device hangs."""
         if self.state != "ready" or self._watchdog_timeout is None:
             return
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > self._watchdog_timeout:
-            self._fail(f"the device did not answer within {self._watchdog_timeout:g} s")
+        for since in (self._busy_since, self._encoding_since):
+            if since is not None and time.monotonic() - since > self._watchdog_timeout:
+                self._fail(f"the device did not answer within {self._watchdog_timeout:g} s")
         self._loop.call_later(self._watchdog_timeout / 4, self._watch)

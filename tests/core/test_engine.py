@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.core.engine import Engine
+from app.core.engine import STARVED, Engine
 from app.core.messages import Done, Event, Failed, FrameIn, OutOfMemoryError, Row, SessionKey, Taken, Ticked
 from tests.core.fakes import PATIENCE, PlayedBatch, PlayedRunner, frame
 
@@ -438,6 +438,24 @@ async def test_a_row_too_large_for_the_memory_fails_alone() -> None:
         assert it.users(Done) == ["b"]
 
 
+async def test_no_memory_for_any_row_ends_the_engine() -> None:
+    async with running(PlayedRunner(memory=0)) as it:
+        for number in range(STARVED - 1):
+            it.submit(frame("a", number))
+            await it.ended(number + 1)
+        it.runner.memory = 1
+        it.submit(frame("a", 98))
+        await it.ended(STARVED)
+        it.runner.memory = 0
+        for number in range(STARVED):
+            assert it.engine.state == "ready"
+            it.submit(frame("b", number))
+            if number < STARVED - 1:
+                await it.ended(STARVED + number + 1)
+        await it.until(lambda: bool(it.failures))
+        assert it.failures == [f"DeviceLostError: no memory even for one row, {STARVED} times in a row"]
+
+
 async def test_a_non_finite_picture_fails_alone() -> None:
     async with running() as it:
         await it.together(frame("a", prompt="x"), frame("b", prompt="nan"), frame("c", prompt="x"))
@@ -500,6 +518,15 @@ async def test_a_tick_that_hangs_ends_the_engine() -> None:
         it.runner.forward.open()
     await asyncio.sleep(0)
     assert len(it.failures) == 1
+
+
+async def test_a_prompt_that_hangs_ends_the_engine() -> None:
+    async with running(watchdog_timeout=0.05) as it:
+        it.runner.encoding.close()
+        it.submit(frame("a", prompt="slow words"))
+        await it.until(lambda: bool(it.failures))
+        assert it.failures == ["the device did not answer within 0.05 s"]
+        it.runner.encoding.open()
 
 
 async def test_doing_nothing_is_not_hanging() -> None:
