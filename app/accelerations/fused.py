@@ -123,8 +123,17 @@ def fuse_vae(vae: Any, modules: Any) -> None:
 
 
 def _check(unet: Any, resnets: list[Any], blocks: list[Any], transformers: int) -> None:
-    plain = all(_is_plain(resnet) for resnet in resnets) and all(
+    # What else is made of the time embedding or the prompt would be given what travels in their places here.
+    plain = (
+        unet.class_embedding is None
+        and unet.config.addition_embed_type is None
+        and unet.time_embed_act is None
+        and unet.encoder_hid_proj is None
+    )
+    plain = plain and all(_is_plain(resnet) for resnet in resnets)
+    plain = plain and all(
         block.attn2 is not None
+        and not block.only_cross_attention
         and block.attn2.to_q.bias is None
         and block.attn1.to_q.bias is None
         and block.attn2.to_k.bias is None

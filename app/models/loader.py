@@ -197,6 +197,8 @@ def _check(name: str, pipeline: Any) -> None:
         problem = "it is a full LCM with a guidance embedding; use its base model with the LCM-LoRA"
     elif unet.addition_embed_type not in (None, "text"):  # "text" takes nothing but the prompt's embedding
         problem = "it is not of the Stable Diffusion 1.x or 2.x family (an SDXL model?)"
+    elif unet.class_embed_type is not None or unet.num_class_embeds is not None:
+        problem = "its UNet takes a class or a picture beside the prompt (an unCLIP model?)"
     elif unet.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
         problem = "its text encoder does not fit its UNet"
     elif steps != TRAIN_STEPS:

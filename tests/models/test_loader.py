@@ -196,6 +196,8 @@ def test_a_scheduler_that_does_not_fit_is_refused(
         ({"channels": 9}, "inpainting"),
         ({"time_cond_proj_dim": 8}, "LCM-LoRA"),
         ({"width": 48}, "text encoder"),
+        ({"num_class_embeds": 4}, "unCLIP"),
+        ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 8}, "unCLIP"),
     ],
 )
 def test_a_unet_that_does_not_fit_is_refused(tmp_path: Path, unet: dict[str, Any], words: str) -> None:
