@@ -182,13 +182,18 @@ class CudaTransfer:
         self._ahead = torch.cuda.Stream(device)
         self._behind = torch.cuda.Stream(device)
         self._aside = torch.cuda.Stream(device)
+        self._before = self._computing.record_event()  # all that precedes the newest forward pass
         torch.cuda.synchronize(device)  # weights and tables are there: the other streams do not ask
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """On its own stream, which waits for nothing: batches touch different slots (`SLOTS_PER_ROW`)."""
+        """On its own stream, beside the newest forward pass alone: two batches touch different slots
+        (`SLOTS_PER_ROW`), three may not.
+        """
+        self._ahead.wait_event(self._before)
         with torch.cuda.stream(self._ahead):
             yield
+        self._before = self._computing.record_event()
         self._computing.wait_stream(self._ahead)
 
     @contextmanager
