@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -198,9 +198,10 @@ class DiffusionRunner:
             batch = self._bucket(len(rows))
             beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
             with self._transfer.ahead():
+                # First what may copy from pageable memory, for which the host waits for all that is queued.
+                indices, table = self._step_inputs(rows, batch)
                 for mode, places in beginning.items():
                     self._begin(mode, [rows[place] for place in places])
-                indices, table = self._step_inputs(rows, batch)
             begun = self._transfer.mark()
             step = self._step(rows, indices, table)
             done = self._transfer.mark()
@@ -223,15 +224,16 @@ class DiffusionRunner:
         """
         sizes = self._buckets if self._model.device.type == "cuda" else self._buckets[:1]
         stages = 2 if self._guidance == "initialize" else 1  # whose later steps have no negative pass
+        run = partial(self._run_alone, lru_cache(self.encode))
         costs = {}
-        for size in sizes:
-            report(f"warming up: batch of {size}, the largest is {sizes[-1]}")
+        for size in reversed(sizes):  # graphs of smaller ones then fit into the memory of the largest's
+            report(f"warming up: batch of {size}, the smallest is {sizes[0]}")
             for mode in self._pipelines:
                 for _ in range(WARM_CALLS):
-                    self._run_alone(mode, size, stages)
-            costs[size] = statistics.median(self._run_alone(mode, size) for _ in range(3))
+                    run(mode, size, stages)
+            costs[size] = statistics.median(run(mode, size) for _ in range(3))
         for _ in range(ticks):
-            self._run_alone(mode, sizes[0])
+            run(mode, sizes[0])
         self.free_rows = max(size for size in sizes if costs[size] <= FREE_COST * costs[sizes[0]])
         log.info("seconds per tick by batch size: %s", {size: round(cost, 5) for size, cost in costs.items()})
 
@@ -340,7 +342,7 @@ class DiffusionRunner:
         return self._transfer.upload(torch.tensor(padded))
 
     def _table(self, batch: int, lines: list[list[float]], columns: int) -> Tensor:
-        """(batch, columns), float32; padding is zero, which keeps the scratch slot zero."""
+        """(batch, columns), float32; padding is zero."""
         padding = [[0.0] * columns] * (batch - len(lines))
         return self._transfer.upload(torch.tensor(lines + padding))
 
@@ -372,13 +374,13 @@ class DiffusionRunner:
 
     # -- warm-up ----------------------------------------------------------------------------------
 
-    def _run_alone(self, mode: Mode, size: int, stages: int = 1) -> float:
+    def _run_alone(self, encode: Callable[[str], Embedding], mode: Mode, size: int, stages: int = 1) -> float:
         """One frame in each of ``size`` rows that nobody asked for; returns the seconds of its last tick."""
         pipeline = self._pipelines[mode]
         plan = pipeline.plan(pipeline.Params())
         plan = replace(plan, timesteps=plan.timesteps[:1] * stages)
         image = np.full(self._picture, 127, np.uint8) if mode == "image" else None
-        embeddings = tuple(self.encode(text) for text in plan.texts)
+        embeddings = tuple(encode(text) for text in plan.texts)
         frames = (FrameIn(SessionKey("", 0), n, plan, image, received_at=0.0) for n in range(size))
         rows = tuple(Row(slot, frame, 0.0, embeddings) for slot, frame in enumerate(frames))
         for _ in range(stages):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.core.denoise import Guidance
 from app.core.messages import DeviceLostError, FrameIn, Image, OutOfMemoryError
-from app.core.runner import DiffusionRunner, device_errors
+from app.core.runner import DiffusionRunner, Embedding, device_errors
 from app.models.safety import SafetyChecker
 from tests import tiny
 from tests.core.rows import create_runner, frame, picture, row, run_alone, run_together
@@ -300,7 +300,7 @@ def test_few_shapes_are_executed() -> None:
     runner = create_runner(buckets=(1, 2, 4), guidance="initialize", execute=execute)
     reported: list[str] = []
     runner.warm_up(2, reported.append)
-    assert reported == ["warming up: batch of 1, the largest is 1"]  # on a CPU
+    assert reported == ["warming up: batch of 1, the smallest is 1"]  # on a CPU
     frames = sessions()
     for delays in ([0, 0, 0, 0], [0, 1, 2, 3], [1, 2, 0, 0], [4, 3, 2, 1], [0, 0, 0, 5], [0, 0, 9, 9]):
         run_together(runner, frames, delays)
@@ -310,6 +310,19 @@ def test_few_shapes_are_executed() -> None:
     )
     # Per size: begin in two modes, a step with and without the negative pass, decode.
     assert len(keys) <= 3 * 5
+
+
+def test_warm_up_embeds_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = create_runner(guidance="full")
+    encode, encoded = runner.encode, list[str]()
+
+    def noted(text: str) -> Embedding:
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(runner, "encode", noted)
+    runner.warm_up(2, lambda _words: None)
+    assert sorted(encoded) == sorted(set(encoded))
 
 
 def test_warm_up_leaves_nothing_behind() -> None:
