@@ -46,7 +46,7 @@ def kernels(found: Figures) -> str:
             [
                 name,
                 *(f"{tick['kernels_ms'][kind]:.2f}" for kind in kinds),
-                tick.get("launches", ""),
+                tick["launches"],
                 tick["tflops"],
             ]
             for name, tick in ticks

@@ -55,9 +55,6 @@ class PassThrough:
         """Nothing runs."""
         return Batch(rows, time.monotonic() + self.tick)
 
-    def close(self) -> None:
-        """There is nothing to give back."""
-
 
 @dataclass
 class Batch:

@@ -53,7 +53,6 @@ class FakeRunner:
     invert: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
-    closed: bool = False
     free_rows: int = 1
     reads_negative_prompts: bool = True
 
@@ -86,9 +85,6 @@ class FakeRunner:
             height, width = self.size
             return np.full((height, width, 3), frame.plan.seed % 256, np.uint8)
         return 255 - frame.image if self.invert else frame.image
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @dataclass

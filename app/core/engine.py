@@ -167,7 +167,6 @@ class Engine:
             self._call(self._fail, f"{type(error).__name__}: {error}")
         finally:
             self._join_prompts(prompts)
-            runner.close()
 
     def _make_frames(self, runner: Runner) -> None:
         """Schedule, launch, publish, until stopped."""

@@ -211,6 +211,3 @@ class Runner(Protocol):
         """One step for every row; nothing is committed when it raises. Raises OutOfMemoryError,
         DeviceLostError, or whatever a pipeline raises for a row that it cannot make.
         """
-
-    def close(self) -> None:
-        """Give the device back."""

@@ -237,9 +237,6 @@ class DiffusionRunner:
         self.free_rows = max(size for size in sizes if costs[size] <= FREE_COST * costs[sizes[0]])
         log.info("seconds per tick by batch size: %s", {size: round(cost, 5) for size, cost in costs.items()})
 
-    def close(self) -> None:
-        """Nothing is held that the process does not free."""
-
     def _begin(self, mode: Mode, rows: list[Row]) -> None:
         """Write the latents of new rows into their slots."""
         pipeline, batch = self._pipelines[mode], self._bucket(len(rows))

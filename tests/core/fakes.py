@@ -117,7 +117,6 @@ class PlayedRunner:
         self.log: list[str] = []
         self.encoded: list[str] = []
         self.threads: dict[str, str] = {}
-        self.closed = 0
 
     def note(self, what: str, rows: tuple[Row, ...]) -> None:
         self.threads[what] = threading.current_thread().name
@@ -158,9 +157,6 @@ class PlayedRunner:
         if row.frame.plan.prompt == "nan":
             return None
         return np.full((8, 8, 3), row.frame.number % 256, np.uint8)
-
-    def close(self) -> None:
-        self.closed += 1
 
     @property
     def launched(self) -> list[int]:
