@@ -14,7 +14,7 @@ class Networks:
 
     Attributes:
         unet: (latents (B, C, h, w), time steps (B,) float32, embeddings (B, L, D)) → prediction, as the
-            latents; float32 latents are accepted and float32 is returned.
+            latents; float32 latents are accepted and float32 is returned. Time steps are whole numbers.
         encode: images (B, 3, H, W) in [-1, 1] → latents (B, C, h, w), scaled as the UNet wants them.
         decode: latents → images (B, 3, H, W), about in [-1, 1].
     """
