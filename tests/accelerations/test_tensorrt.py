@@ -227,6 +227,9 @@ class PlayedContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.memory = address, size
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
         return shape[0] <= 4
@@ -255,15 +258,30 @@ def played(engine: Any) -> Any:
         ILogger=Ilogger,
         Runtime=lambda _logger: SimpleNamespace(deserialize_cuda_engine=lambda _plan: engine),
         DataType=SimpleNamespace(FLOAT=0, HALF=1, BF16=2),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
     )
 
 
 def test_an_engine_runs_on_torchs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    native = SimpleNamespace(create_execution_context=PlayedContext, get_tensor_dtype=lambda name: 0)
+    contexts: list[PlayedContext] = []
+
+    def create(strategy: int) -> PlayedContext:
+        assert strategy == 2
+        contexts.append(PlayedContext())
+        return contexts[-1]
+
+    native = SimpleNamespace(
+        create_execution_context=create, get_tensor_dtype=lambda name: 0, device_memory_size_v2=1000
+    )
     engine = Engine(played(native), b"plan", ("latents",), CPU)
     strided = torch.arange(12, dtype=torch.float64).view(3, 4).T
     assert torch.equal(engine(strided), strided.float() + 1)
+    assert torch.equal(engine(strided[:1]), strided[:1].float() + 1)
+    assert torch.equal(engine(strided), strided.float() + 1)
+    first, second = contexts  # a batch size each, and one memory: they run one after the other
+    assert first.memory == second.memory
+    assert first.memory[1] == 1000
     with pytest.raises(RuntimeError, match=r"not built for latents of shape \(5, 2\)"):
         engine(torch.zeros(5, 2))
 

@@ -1,7 +1,7 @@
 """Runs a serialised engine on PyTorch's tensors and PyTorch's current stream.
 
 Written against the documented interface of TensorRT 10 (``set_input_shape``, ``set_tensor_address``,
-``execute_async_v3``).
+``set_device_memory``, ``execute_async_v3``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.accelerations.base import AccelerationError
 
 
 class Engine:
-    """An engine on a device, called like the function it was built from.
+    """An engine on a device, called like the function it was built from; all calls belong to one stream.
 
     Args:
         trt: the library.
@@ -35,6 +35,10 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise AccelerationError(f"TensorRT does not take the engine: {self._logger.last}")
+        # What its layers pass on: enough for any batch size, and by default every context has so much.
+        size = max(1, self._engine.device_memory_size_v2)
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._unallocated = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._contexts: dict[tuple[tuple[int, ...], ...], Any] = {}
         kinds = {
             trt.DataType.FLOAT: torch.float32,
@@ -67,9 +71,10 @@ class Engine:
         context = self._contexts.get(shapes)
         if context is not None:
             return context
-        context = self._engine.create_execution_context()
+        context = self._engine.create_execution_context(self._unallocated)
         if context is None:
             raise RuntimeError(f"TensorRT has no memory for another batch size: {self._logger.last}")
+        context.set_device_memory(self._memory.data_ptr(), len(self._memory))
         for name, shape in zip(self._inputs, shapes, strict=True):
             if not context.set_input_shape(name, shape):
                 raise RuntimeError(f"the engine was not built for {name} of shape {shape}")
