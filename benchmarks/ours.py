@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from app.accelerations.base import Shapes
 from app.core.factory import batch_sizes
 from app.core.messages import Mode, Plan
 from app.core.runner import DiffusionRunner, Execute, execute
-from app.models.model import Model
 from app.pipelines import load_pipelines
 from benchmarks import sd_turbo
 from benchmarks.results import summary
@@ -65,7 +64,6 @@ class Ours:
     """A warm runner and what it took to get there."""
 
     runner: DiffusionRunner
-    model: Model
     buckets: tuple[int, ...]
     stopwatch: Stopwatch | None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -76,15 +74,9 @@ def build(
     *,
     graph: bool,
     buckets: tuple[int, ...] | None = None,
-    device: str = "cuda",
-    dtype: torch.dtype = torch.float16,
-    engine_dir: Path = Path("engines"),
     timed: bool = False,
-    model: Model | None = None,
-    options: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = lambda _words: None,
 ) -> Ours:
-    """Model, acceleration and warm runner. ``options`` overrides those of the compiler."""
+    """Model, acceleration and warm runner."""
     seconds = {}
     since = time.perf_counter()
 
@@ -93,16 +85,15 @@ def build(
         seconds[name] = round(time.perf_counter() - since, 3)
         since = time.perf_counter()
 
-    where = torch.device(device)
-    model = model or sd_turbo.model(where, dtype)
+    device = torch.device("cuda")
+    model = sd_turbo.model(device, torch.float16)
     lap("weights")
-    buckets = buckets or batch_sizes(None, where)
-    chosen = load_acceleration(acceleration, where, engine_dir)
-    if options is not None:
-        chosen.options = dict(options)  # type: ignore[attr-defined]
-    networks = chosen.networks(model, Shapes(SIZE, SIZE, buckets, buckets), report)
+    buckets = buckets or batch_sizes(None, device)
+    networks = load_acceleration(acceleration, device, Path("engines")).networks(
+        model, Shapes(SIZE, SIZE, buckets, buckets), _unheard
+    )
     lap("acceleration")
-    run: Execute = GraphExecutor(where) if graph else execute
+    run: Execute = GraphExecutor(device) if graph else execute
     stopwatch = Stopwatch(run) if timed else None
     runner = DiffusionRunner(
         model,
@@ -115,8 +106,12 @@ def build(
         description={},
         execute=stopwatch or run,
     )
-    runner.warm_up(10, report)
+    runner.warm_up(10, _unheard)
     lap("warm-up")
     if stopwatch:
         stopwatch.reset()
-    return Ours(runner, model, buckets, stopwatch, seconds)
+    return Ours(runner, buckets, stopwatch, seconds)
+
+
+def _unheard(_words: str) -> None:
+    """Nobody reads the progress."""

@@ -25,9 +25,6 @@ class Acceleration(BaseAcceleration):
     sizes would otherwise start for minutes. What was compiled is kept below ``engine_dir``.
     """
 
-    options: dict[str, str | int | bool] = {}  # noqa: RUF012
-    """Options of the compiler, as in torch.compile."""
-
     @classmethod
     def problems(cls, device: torch.device) -> list[str]:
         """It needs Triton on a GPU, and a C or C++ compiler everywhere."""
@@ -44,26 +41,27 @@ class Acceleration(BaseAcceleration):
         prepare(model)
         plain = model.networks()
         networks = Networks(
-            unet=self._compiled(plain.unet),
-            encode=self._compiled(plain.encode),
-            decode=self._compiled(plain.decode),
+            unet=_compiled(plain.unet),
+            encode=_compiled(plain.encode),
+            decode=_compiled(plain.decode),
         )
         _run_all(networks, model, shapes, report)
         return networks
 
-    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        compiled = torch.compile(function, fullgraph=True, dynamic=False, options=dict(self.options))
 
-        def call(*tensors: Tensor) -> Tensor:
-            # One layout in memory, so that no caller's views make the compiler start again.
-            tensors = tuple(_packed(tensor) for tensor in tensors)
-            if len(tensors[0]) > 1:
-                for tensor in tensors:
-                    torch._dynamo.mark_dynamic(tensor, 0)  # noqa: SLF001 - documented, but not re-exported
-            result: Tensor = compiled(*tensors)
-            return result
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
 
-        return call
+    def call(*tensors: Tensor) -> Tensor:
+        # One layout in memory, so that no caller's views make the compiler start again.
+        tensors = tuple(_packed(tensor) for tensor in tensors)
+        if len(tensors[0]) > 1:
+            for tensor in tensors:
+                torch._dynamo.mark_dynamic(tensor, 0)  # noqa: SLF001 - documented, but not re-exported
+        result: Tensor = compiled(*tensors)
+        return result
+
+    return call
 
 
 def _packed(tensor: Tensor) -> Tensor:
