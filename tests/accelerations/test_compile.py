@@ -75,11 +75,11 @@ def test_two_compilations_serve_every_batch_size(tmp_path: Path, monkeypatch: py
     torch.compiler.set_stance("fail_on_recompile")  # from here on nothing may be compiled
     try:
         for batch in BATCHES:
-            latents = torch.randn(batch, *plain.latent_shape(64, 64))
-            images = torch.rand(batch, 64, 64, 3).permute(0, 3, 1, 2) * 2 - 1
-            timesteps = torch.full((batch, 9), 499.0)[:, 0]  # a column, as the runner passes it
-            text = plain.embed("a").expand(batch, -1, -1)
-            with torch.inference_mode():
+            with torch.inference_mode():  # tensors that are made outside would be compiled for anew
+                latents = torch.randn(batch, *plain.latent_shape(64, 64))
+                images = torch.rand(batch, 64, 64, 3).permute(0, 3, 1, 2) * 2 - 1
+                timesteps = torch.full((batch, 9), 499.0)[:, 0]  # a column, as the runner passes it
+                text = plain.embed("a").expand(batch, -1, -1)
                 assert close(networks.unet(latents, timesteps, text), plain.predict(latents, timesteps, text))
                 assert close(networks.encode(images), plain.encode(images))
                 assert close(networks.decode(latents), plain.decode(latents))
