@@ -37,6 +37,7 @@ def kernels(found: Figures) -> str:
     ticks = [
         (f"{name}, {batch}", figures)
         for name, batches in found["ticks"].items()
+        if "error" not in batches
         for batch, figures in batches.items()
     ]
     kinds = list(ticks[0][1]["kernels_ms"])

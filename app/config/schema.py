@@ -283,8 +283,8 @@ class ServerSettings(Section):
     watchdog_timeout: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds one engine tick or embedding on a GPU may take before the process gives up for its "
-        "supervisor.",
+        description="Seconds one engine tick or embedding on a GPU may take before the process gives up "
+        "for its supervisor.",
     )
 
 

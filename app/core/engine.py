@@ -41,8 +41,8 @@ State = Literal["starting", "ready", "failed", "stopped"]
 Report = Callable[[str], None]
 Deliver = Callable[[list[Event]], None]
 
-STARVED = 8
-"""So many rows one after the other that found no memory, each alone in its batch, are the end."""
+STARVING = 5.0
+"""Seconds during which no row, even alone in its batch, finds memory: then others had better serve."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Engine:
         self._stopping = False
         self._busy_since: float | None = None  # the engine's thread
         self._encoding_since: float | None = None  # the prompts' thread
-        self._starved = 0
+        self._starving_since: float | None = None
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -220,14 +220,12 @@ class Engine:
             self._degrade(len(rows), str(error))
             reason = "the device is out of memory"
             if len(rows) == 1 and not again:
-                self._starved += 1
-                if self._starved == STARVED:
-                    raise DeviceLostError(f"no memory even for one row, {STARVED} times in a row") from error
+                self._starve()
         except Exception as error:
             log.warning("a batch of %d rows raised", len(rows), exc_info=error)
             reason = f"{type(error).__name__}: {error}"
         else:
-            self._starved = 0
+            self._starving_since = None
             with self._changed:
                 self._scheduler.advance(rows)
             return [flight]
@@ -241,13 +239,22 @@ class Engine:
         self._publish([Failed(rows[0].frame, reason)])
         return []
 
+    def _starve(self) -> None:
+        """Note that not even one row found memory; raise DeviceLostError if that has gone on for long."""
+        now = time.monotonic()
+        if self._starving_since is None:
+            self._starving_since = now
+        elif now - self._starving_since > STARVING:
+            raise DeviceLostError(f"no memory even for one row, for {STARVING:g} s")
+
     def _degrade(self, rows: int, reason: str) -> None:
         """Go on with smaller batches: never with larger ones than before, since the parts of a batch may
         fail one after the other.
         """
         with self._changed:
             self._scheduler.limit(min(rows // 2, self.capacity))
-        self.degraded = f"out of memory with {rows} rows in a batch; from now on at most {self.capacity}"
+        largest = f"with {rows} rows in a batch; from now on at most {self.capacity}"
+        self.degraded = f"out of memory {largest if rows > 1 else 'even for one row'}"
         log.error("%s (%s)", self.degraded, reason)
 
     def _collect(self, flight: Flight) -> list[Event]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.core.engine import STARVED, Engine
+from app.core.engine import Engine
 from app.core.messages import Done, Event, Failed, FrameIn, OutOfMemoryError, Row, SessionKey, Taken, Ticked
 from tests.core.fakes import PATIENCE, PlayedBatch, PlayedRunner, frame
 
@@ -437,22 +437,22 @@ async def test_a_row_too_large_for_the_memory_fails_alone() -> None:
         assert it.users(Done) == ["b"]
 
 
-async def test_no_memory_for_any_row_ends_the_engine() -> None:
+async def test_no_memory_for_any_row_for_long_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(PlayedRunner(memory=0)) as it:
-        for number in range(STARVED - 1):
-            it.submit(frame("a", number))
-            await it.ended(number + 1)
+        it.submit(*(frame(user) for user in "abcdefgh"))
+        await it.ended(8)
+        assert len(it.of(Failed)) == 8, "all at once is not for long"
+        monkeypatch.setattr("app.core.engine.STARVING", 0.0)
         it.runner.memory = 1
-        it.submit(frame("a", 98))
-        await it.ended(STARVED)
+        it.submit(frame("a", 1))
+        await it.ended(9)
         it.runner.memory = 0
-        for number in range(STARVED):
-            assert it.engine.state == "ready"
-            it.submit(frame("b", number))
-            if number < STARVED - 1:
-                await it.ended(STARVED + number + 1)
+        it.submit(frame("a", 2))
+        await it.ended(10)
+        assert it.engine.state == "ready"
+        it.submit(frame("a", 3))
         await it.until(lambda: bool(it.failures))
-        assert it.failures == [f"DeviceLostError: no memory even for one row, {STARVED} times in a row"]
+        assert it.failures == ["DeviceLostError: no memory even for one row, for 0 s"]
 
 
 async def test_a_non_finite_picture_fails_alone() -> None:
