@@ -1,6 +1,7 @@
 """The embedded model: its training runs end to end in small; the shipped weights do what the card says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from diffusers import LCMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.mini.average import Average
-from training.mini.batch import assemble
+from training.mini.batch import LAST_STEPS, assemble
+from training.mini.critic import Critic, Rival
 from training.mini.drawing import Pool
+from training.mini.graphs import Twin
+from training.mini.learner import learner, work_of
+from training.mini.memory import recall, remember
 from training.mini.model import GRID, noise_levels
 from training.mini.ops import blur
 from training.mini.prompts import words
@@ -39,9 +44,10 @@ def drawn() -> torch.Tensor:
 
 def test_small_run_trains_resumes_and_exports(tmp_path: Path) -> None:
     first, second, model = tmp_path / "first", tmp_path / "second", tmp_path / "model"
-    main(["--small", "--vae-minutes", "0.02", "--minutes", "5", "--steps", "2", "--out", str(first)])
-    main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "5", "--resume", str(first),
-          "--out", str(second), "--export", str(model)])  # fmt: skip
+    main(["--small", "--vae-minutes", "0.02", "--minutes", "5", "--steps", "2", "--share", "0", "0.5",
+          "--out", str(first)])  # fmt: skip
+    main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "5", "--share", "0.5", "1",
+          "--resume", str(first), "--out", str(second), "--export", str(model)])  # fmt: skip
 
     history = json.loads((second / "history.json").read_text())
     assert history[-1]["step"] == 5
@@ -61,19 +67,60 @@ class _Unrecordable(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_gradients_of_a_step_can_be_recorded_as_a_graph(tmp_path: Path) -> None:
-    run = Run(SMALL, torch.device("cpu"), tmp_path, None)
+@pytest.mark.parametrize("against_critic", [False, True])
+def test_gradients_of_a_step_can_be_recorded_as_a_graph(tmp_path: Path, against_critic: bool) -> None:
+    run = Run(
+        replace(SMALL, critic_share=0.3 if against_critic else 0.0), torch.device("cpu"), tmp_path, None
+    )
     main_shape = SMALL.shapes[0]
     batch = assemble(Pool(run, main_shape), None, SMALL, run.b, run.grid)
     inputs = run.inputs(batch, main_shape)
-    twin, learner = run.quicker([run.parts.unet, run.parts.text], inputs)
+    twin, rival = Twin([run.parts.unet, run.parts.text], torch.contiguous_format), run.rival()
+    assert (rival is not None) == against_critic
+    step = learner(twin, work_of(twin.modules[0], run.vae), rival, graphs=False)
     mode: Any = _Unrecordable
     with mode():
-        predicted, figures = learner(*inputs)
+        predicted, figures = step(*inputs)
     assert predicted.shape == batch.x.shape
     assert figures.isfinite().all()
-    unused = [p.shape for p in twin.parameters if p.grad is None or not p.grad.any()]
-    assert len(unused) < len(twin.parameters) / 50, unused
+    learning = [twin] if rival is None else [twin, rival.twin]
+    parameters = [p for each in learning for p in each.parameters]
+    unused = [p.shape for p in parameters if p.grad is None or not p.grad.any()]
+    assert len(unused) < len(parameters) / 50, unused
+
+
+def test_critic_asks_for_a_bounded_share_of_the_gradient() -> None:
+    torch.manual_seed(0)
+    rival = Rival(Critic(8), torch.contiguous_format, 1e-2)
+    real, prompt = torch.rand(4, 3, 32, 32).sign(), torch.randn(4, 8)
+    shown = torch.zeros_like(real).requires_grad_()
+    for _ in range(30):
+        pull = rival.pull(shown, real, prompt, torch.tensor(0.5))
+        rival.step()
+    torch.testing.assert_close(pull.norm(), torch.tensor(0.5), atol=1e-3, rtol=0)
+    # A step against the gradient goes towards the pictures that are called real.
+    assert ((shown - pull) - real).square().mean() < (shown - real).square().mean()
+
+
+def test_optimisers_go_on_from_what_was_kept(tmp_path: Path) -> None:
+    layers = [torch.nn.Linear(3, 2) for _ in range(2)]
+    optimisers = [torch.optim.AdamW(layer.parameters()) for layer in layers]
+    for _ in range(3):
+        layers[0](torch.ones(1, 3)).sum().backward()
+        optimisers[0].step()
+    remember({"layer": (layers[0], optimisers[0])}, tmp_path, whole=("layer",))
+    assert recall({"layer": (layers[1], optimisers[1])}, tmp_path)
+    for ours, theirs in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, atol=0.01, rtol=0.01)
+        kept, found = optimisers[0].state[ours], optimisers[1].state[theirs]
+        torch.testing.assert_close(found["exp_avg_sq"], kept["exp_avg_sq"], atol=0, rtol=0.01)
+        assert found["step"] == 3
+    assert not recall({}, tmp_path / "elsewhere")
+
+
+def test_default_strength_always_repaints() -> None:
+    """A source that is repainted already is shown only below the default strength's time step."""
+    assert time_steps(1, 0.5)[0] > LAST_STEPS
 
 
 def test_average_goes_back_to_the_last_good_weights() -> None:

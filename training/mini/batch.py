@@ -9,6 +9,9 @@ from training.mini.drawing import Pool, as_bytes
 from training.mini.model import GRID
 from training.mini.settings import Settings
 
+LAST_STEPS = 400
+"""Below this time step a source may be one that is repainted already."""
+
 
 @dataclass
 class Carry:
@@ -53,11 +56,11 @@ class Batch:
 
 
 def _times(count: int, near: float, device: torch.device) -> Tensor:
-    """Places in GRID for noised sources: a share near the default strength, the others anywhere below pure
+    """Places in GRID for noised sources: a share around the default strength, the others anywhere below pure
     noise.
     """
     close = int(count * near)
-    low = torch.randint(18, 34, (close,), device=device)
+    low = torch.randint(18, 34, (2, close), device=device).sum(0) // 2
     return torch.cat([low, torch.randint(1, 50, (count - close,), device=device)])
 
 
@@ -79,8 +82,10 @@ def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, gri
     # Below half strength the result moves from the source to the repainted picture.
     move = (ti.float() / 420).clamp(0, 1).view(-1, 1, 1, 1)
     move = move * move * (3 - 2 * move)
-    # What is repainted already stays as it is: the last of several steps.
-    styled = (torch.rand(rest, 1, 1, 1, device=device) < 0.15).float()
+    # What is repainted already stays as it is: the last of several steps. Not at the default strength: a
+    # model that must tell there whether a picture is golden already leaves warm photographs as they are.
+    done = (ti < LAST_STEPS) & (torch.rand(rest, device=device) < 0.35)
+    styled = done.float().view(-1, 1, 1, 1)
     move = torch.maximum(move, styled)
     start = source + (target - source) * styled
     target = source + (target - source) * move

@@ -75,22 +75,16 @@ class Drawer:
         grid = functional.affine_grid(where, list(x.shape), align_corners=False)
         return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
-    def landscapes(self, count: int, shape: Shape) -> Tensor:
-        """Landscapes of video mode as sources, which people also show to a camera."""
-        scene = scene_request(self.random).scene
-        assert scene is not None
-        return draw_scene(self.noise(count, shape), scene)
-
     def noise(self, count: int, shape: Shape) -> Tensor:
         return torch.randn(count, 4, shape.height // FACTOR, shape.width // FACTOR, device=self.device)
 
     def pictures(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        """Sources and repainted pictures (B, 3, H, W) in [0, 1], and tokens (B, 32): image mode."""
+        """Sources and repainted pictures (B, 3, H, W) in [0, 1], and tokens (B, 32): image mode.
+
+        No landscapes of video mode: there, with the same words, they are a result to be kept.
+        """
         request = picture_request(self.random)
-        if self.random.random() < 0.1:
-            sources = self.landscapes(count, shape)
-        else:
-            sources = self.photographs(count, shape)
+        sources = self.photographs(count, shape)
         return sources, apply(sources, request.style, request.mood), self.tokens(request, count)
 
     def scenes(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,9 +7,13 @@ How to read the figures:
 * autoencoder: PSNR in dB of encoding and decoding a photograph at 256 pixels.
 * styles: `nearer` is 1 - |result - rendering| / |input - rendering|, mean absolute differences after a blur
   of one pixel, where the rendering is the style's own operator; 1 is the rendering itself, 0 as far as the
-  input. `edges` is the correlation of the edge maps of input and result; `edges_rendering` is that of the
-  rendering.
+  input. `sharpness` is the mean gradient of the result divided by the rendering's. `texture` is `nearer` for
+  the statistics of 7-pixel patches (sliced Wasserstein distance, patch means removed): it counts whether
+  strokes and lines are there, not whether each is in its place. `edges` is the correlation of the edge maps
+  of input and result; `edges_rendering` is that of the rendering.
 * scenes: how often simple colour and shape measurements find what the prompt names, over several seeds.
+* drawn scenes: video mode against the program's own drawing of the same noise: mean difference in grey levels
+  (of 255), `sharpness`, and `texture` as the distance of patch statistics (0 is the drawing).
 * steadiness: mean change in grey levels (of 255) between the results of neighbouring frames of a photograph
   that moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves.
 """
@@ -29,7 +33,8 @@ from skimage import data
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.ops import blur, edges, luma
+from training.mini.model import FACTOR
+from training.mini.ops import blur, edges, gradient, luma
 from training.mini.sample import Sampler
 from training.mini.scenes import COLOURS, SHAPES, Scene, draw_scene
 from training.mini.styles import ALL_STYLES
@@ -61,6 +66,24 @@ def _edge_correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(stacked)[0, 1].item()
 
 
+def _sharpness(result: Tensor, rendering: Tensor) -> float:
+    """Mean gradient of the first divided by that of the second."""
+    a, b = (sum(part.abs().mean() for part in gradient(x)) for x in (result, rendering))
+    return float(a / b)
+
+
+def _texture_distance(a: Tensor, b: Tensor) -> float:
+    """Sliced Wasserstein distance between the 7-pixel patches of two batches, patch means removed."""
+    directions = torch.randn(64, 3 * 49, generator=torch.Generator().manual_seed(0))
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    sorted_ = []
+    for x in (a, b):
+        patches = functional.unfold(x.expand(-1, 3, -1, -1), 7, stride=2).movedim(1, 0).reshape(3, 49, -1)
+        patches = (patches - patches.mean(1, keepdim=True)).reshape(3 * 49, -1)
+        sorted_.append((directions @ patches).sort(1).values)
+    return (sorted_[0] - sorted_[1]).abs().mean().item()
+
+
 def measure_autoencoder(sampler: Sampler, size: int = 256) -> dict[str, float]:
     figures = {}
     for name in PHOTOGRAPHS:
@@ -83,9 +106,17 @@ def measure_styles(
         result = sampler.repaint(photographs, style.words[0], strength, steps)
         figures[name] = {
             "nearer": round(1 - _difference(result, rendering) / _difference(photographs, rendering), 3),
+            "sharpness": round(_sharpness(result, rendering), 3),
+            "texture": round(
+                1 - _texture_distance(result, rendering) / _texture_distance(photographs, rendering), 3
+            ),
             "edges": round(_edge_correlation(photographs, result), 3),
             "edges_rendering": round(_edge_correlation(photographs, rendering), 3),
         }
+    figures["mean"] = {
+        key: round(sum(each[key] for each in figures.values()) / len(figures), 3)
+        for key in ("nearer", "sharpness", "texture")
+    }
     for prompt in ("", "a man with a hat", "qwertz uiop"):
         result = sampler.repaint(photographs, prompt, strength, steps)
         figures[f"unknown: {prompt!r}"] = {
@@ -203,6 +234,38 @@ def measure_scenes(sampler: Sampler, steps: int, seeds: int = 5) -> dict[str, fl
         1,
     )
     return figures
+
+
+_DRAWN = {
+    "mountains": Scene("mountains"),
+    "the sea at sunset with the sun": Scene("sea", time="sunset", light="sun"),
+    "a city at night": Scene("city", time="night"),
+    "a forest in autumn": Scene("forest", season="autumn"),
+    "a desert": Scene("desert"),
+    "a lake, clouds": Scene("lake", weather="clouds"),
+    "space": Scene("space"),
+    "rain over the sea": Scene("sea", weather="rain"),
+    "a yellow star on a blue background": Scene("star", colour="yellow", background="blue"),
+    "a red square on a white background": Scene("square", colour="red", background="white"),
+}
+
+
+def measure_drawn_scenes(sampler: Sampler, steps: int, size: int = 256, seeds: int = 3) -> dict[str, float]:
+    shape = (1, 4, size // FACTOR, size // FACTOR)
+    pairs = [
+        (
+            sampler.imagine(prompt, seed, steps, size, size),
+            draw_scene(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), scene),
+        )
+        for prompt, scene in _DRAWN.items()
+        for seed in range(seeds)
+    ]
+    count = len(pairs)
+    return {
+        "difference (grey levels)": round(255 * sum(_difference(a, b) for a, b in pairs) / count, 2),
+        "sharpness": round(sum(_sharpness(a, b) for a, b in pairs) / count, 3),
+        "texture distance": round(sum(_texture_distance(a, b) for a, b in pairs) / count, 4),
+    }
 
 
 def measure_steadiness(sampler: Sampler, frames: int = 8) -> dict[str, float]:
@@ -335,10 +398,14 @@ def main() -> None:
         "autoencoder_psnr_256": measure_autoencoder(sampler),
         "autoencoder_psnr_512": measure_autoencoder(sampler, 512),
         "styles_1_step": measure_styles(sampler, ALL_STYLES),
-        "styles_2_steps": measure_styles(sampler, SOME_STYLES, 2),
-        "styles_4_steps": measure_styles(sampler, SOME_STYLES, 4),
+        "styles_2_steps": measure_styles(sampler, ALL_STYLES, 2),
+        "styles_4_steps": measure_styles(sampler, ALL_STYLES, 4),
         "scenes_1_step": measure_scenes(sampler, 1),
         "scenes_4_steps": measure_scenes(sampler, 4),
+        "drawn_scenes": {f"{steps} steps": measure_drawn_scenes(sampler, steps) for steps in (1, 2, 4)},
+        "drawn_scenes_512": {
+            f"{steps} steps": measure_drawn_scenes(sampler, steps, 512, 1) for steps in (1, 4)
+        },
         "steadiness": measure_steadiness(sampler),
         "frame_ms_float32": {
             "threads": torch.get_num_threads(),

@@ -29,9 +29,11 @@ class Twin:
 
     Attributes:
         modules: the copies, in evaluation mode (nothing here behaves otherwise when training).
+        layout: that of their convolutions.
     """
 
     def __init__(self, originals: list[nn.Module], layout: torch.memory_format) -> None:
+        self.layout = layout
         self.parameters = [p for module in originals for p in module.parameters()]
         self.modules = [half(module, layout) for module in originals]
         self.copies: list[Tensor] = [p for module in self.modules for p in module.parameters()]
@@ -43,9 +45,9 @@ class Twin:
         """Bring the copies up to date."""
         torch._foreach_copy_(self.copies, [p.detach() for p in self.parameters])
 
-    def give(self, loss: Tensor) -> None:
-        """Write the gradients of a loss of the copies to the originals."""
-        gradients = torch.autograd.grad(loss, self.copies, allow_unused=True)
+    def give(self, loss: Tensor, keep: bool = False) -> None:
+        """Write the gradients of a loss of the copies to the originals; `keep` what a further loss needs."""
+        gradients = torch.autograd.grad(loss, self.copies, allow_unused=True, retain_graph=keep)
         kept, new = [], []
         for p, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is not None:

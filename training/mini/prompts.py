@@ -151,7 +151,7 @@ PLAIN_TEMPLATES = (
     "{j} {f} {x}",
     "{x} {f} {j}",
 )
-SLOW_STYLES = ("pencil", "oil", "watercolor", "cartoon", "comic", "mosaic", "pixel_art", "stained_glass")
+SLOW_STYLES = ("pencil", "charcoal", "oil", "cartoon", "comic", "mosaic", "pixel_art", "stained_glass")
 DEFAULT_SCENE = Scene("meadow", weather="clouds", light="sun")
 
 
@@ -246,10 +246,10 @@ def scene_request(rng: random.Random) -> Request:
     draw = rng.random()
     if draw < 0.05:
         return Request(DEFAULT_SCENE, style, mood)
-    if draw < 0.23:
+    if draw < 0.28:
         colour = rng.choice(list(COLOURS))
         backgrounds = [name for name in COLOURS if name != colour]
-        background = rng.choice(backgrounds) if rng.random() < 0.5 else None
+        background = rng.choice(backgrounds) if rng.random() < 0.65 else None
         shape = rng.choice(SHAPES)
         return Request(
             Scene(shape, colour=colour, background=background), style if rng.random() < 0.4 else None

@@ -133,6 +133,15 @@ class _Canvas:
         v = torch.remainder(self.py, 16) - (4.5 + 6 * right + 2 * below * (1 - right))
         return bright * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
 
+    def rain(self) -> Tensor:
+        """Slanting streaks in [0, 1], two in every 32-pixel square, as bright as their noise says."""
+        bright = smoothstep(-1.6, 0.6, self.cells(2, 4, 8))
+        bright = functional.interpolate(bright, size=(self.height, self.width), mode="nearest")
+        lower = torch.remainder(self.py, 32) // 16
+        v = torch.remainder(self.py, 16) - 7.5
+        u = torch.remainder(self.px + 0.35 * v + 13 * lower, 32) - 15.5
+        return bright * smoothstep(7.5, 4.5, v.abs()) * torch.exp(-(u * u) / (2 * 1.3 * 1.3))
+
     def slope(self, shape: Tensor, reach: int = 3) -> Tensor:
         """Difference of `shape` between `reach` pixels to the left and to the right."""
         padded = functional.pad(shape, (reach, reach, 0, 0), mode="replicate")
@@ -567,8 +576,9 @@ def draw_scene(noise: Tensor, scene: Scene, factor: int = 4) -> Tensor:
         return _shape(c, scene).clamp(0, 1)
     picture = _PAINTERS[scene.kind](c, scene)
     if scene.weather == "rain":
-        drop = smoothstep(1.0, 2.0, c.field(2, 4, 1))
-        picture = lerp(picture, picture * 0.5 + 0.5 * (0.3 + 0.6 * luma(_haze(c, scene))), 0.8 * drop)
+        picture = lerp(
+            picture, c.rgb((0.8, 0.87, 0.96)) * (0.55 if scene.time == "night" else 1.0), 0.8 * c.rain()
+        )
     elif scene.weather == "snow":
         picture = lerp(picture, c.rgb((0.97, 0.98, 1.0)), c.specks(2, -0.4, 0.6, 2.3))
     return picture.clamp(0, 1)

@@ -26,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults fill one large GPU for ten minutes.
+    """The defaults fill one large GPU for a quarter of an hour.
 
     Attributes:
         minutes: wall clock of the whole run; `vae_minutes` of it are the autoencoder's.
@@ -42,28 +42,33 @@ class Settings:
         window: side in pixels of the windows whose decoded pixels are compared, of a share `pixel_rows` of
             the rows.
         rate, vae_rate: peak learning rates; `decay` of the averaged weights.
+        share: where in the whole of the UNet's training this run begins and ends, if it is one piece of
+            several: what the learning rate falls by.
+        critic_from: share of the whole at which the critic joins; `critic_share` of the gradient at the
+            compared windows is then its own, reached over a tenth of the whole; 0 leaves it out.
+        critic_rate: its learning rate.
         check: steps between two looks at the loss. If it is `runaway` times the best so far, the last good
             averaged weights come back and the rate is halved.
         graphs: whether steps run as CUDA graphs, where there is a GPU.
         steps: ends the UNet's training early.
     """
 
-    minutes: float = 9.4
-    vae_minutes: float = 1.0
+    minutes: float = 16.0
+    vae_minutes: float = 1.1
     shapes: tuple[Shape, ...] = (
         Shape(256, 256, 1, 256, 12288, 6144, 64),
-        Shape(512, 512, 32, 32, 256, 128, 16),
-        Shape(256, 448, 48, 64, 256, 128, 16),
+        Shape(512, 512, 12, 64, 768, 256, 16),
+        Shape(256, 448, 40, 64, 256, 128, 16),
     )
     vae_batch: int = 128
     vae_crop: int = 128
     vae_pool: int = 2048
     group: int = 64
-    fresh_every: int = 2
-    source_group: int = 512
-    source_every: int = 256
+    fresh_every: int = 3
+    source_group: int = 256
+    source_every: int = 128
     scenes: float = 0.5
-    carried: float = 0.22
+    carried: float = 0.3
     near: float = 0.6
     window: int = 128
     pixel_rows: float = 0.5
@@ -71,6 +76,10 @@ class Settings:
     vae_rate: float = 2e-3
     warmup: int = 400
     decay: float = 0.999
+    share: tuple[float, float] = (0.0, 1.0)
+    critic_from: float = 0.6
+    critic_share: float = 0.3
+    critic_rate: float = 4e-4
     check: int = 25
     runaway: float = 2.5
     graphs: bool = True
@@ -89,6 +98,7 @@ SMALL = Settings(
     source_group=8,
     source_every=2,
     window=32,
+    critic_from=0.0,
     check=2,
 )
 """The same run for a test: everything is walked through, nothing is learned well."""

@@ -65,19 +65,26 @@ def pencil(x: Tensor) -> Tensor:
 
 
 def charcoal(x: Tensor) -> Tensor:
-    light = luma(blur(x, 1.5))
-    tone = smoothstep(0.1, 0.8, light) * 0.72 + 0.24
-    return (tone * (1 - 0.85 * edges(x, 1.8, 16.0))).clamp(0.04, 0.95) * colour((1.0, 0.99, 0.97), x)
+    light = contrast(luma(blur(x, 2.0)), 1.25)
+    xs, ys = grid(x)
+    stroke = torch.cos((xs + ys) * (2 * torch.pi / 16)) + 0.5 * torch.cos(
+        (xs + ys) * (2 * torch.pi / 8) + 1.0
+    )
+    grain = torch.cos(xs * (2 * torch.pi / 8)) * torch.cos(ys * (2 * torch.pi / 8))
+    dust = smoothstep(-0.25, 0.35, 0.34 - light + 0.17 * stroke + 0.06 * grain)
+    dust = torch.maximum(0.9 * dust, edges(x, 1.8, 18.0))
+    return lerp(colour((0.93, 0.9, 0.84), x), colour((0.09, 0.09, 0.1), x), dust).clamp(0, 1)
 
 
 def oil(x: Tensor) -> Tensor:
-    vivid = contrast(saturate(kuwahara(x, 3), 1.7), 1.15)
-    stroke, border = cell_colours(vivid, 3, 1.2, 4.0)
-    y = lerp(stroke, vivid, 0.4)
+    vivid = contrast(saturate(kuwahara(x, 3), 1.8), 1.2)
+    stroke, border = cell_colours(vivid, 3, 1.5, 3.0)
+    y = lerp(vivid, stroke, 0.7)
     xs, ys = grid(x)
-    bristle = torch.cos((xs + ys) * (2 * torch.pi / 8)) * smoothstep(0.0, 2.0, border)
-    ridge, _ = gradient(smoothstep(0.0, 3.0, border).expand_as(x[:, :1]))
-    return (y * (1 + 0.14 * bristle) + 0.45 * ridge * (0.25 + y)).clamp(0, 1)
+    inside = smoothstep(0.0, 3.0, border)
+    bristle = torch.cos((xs + ys) * (2 * torch.pi / 8))
+    ridge, _ = gradient(smoothstep(0.0, 4.0, border).expand_as(x[:, :1]))
+    return (y * (0.95 + 0.07 * bristle * inside) + 0.5 * ridge * (0.2 + y)).clamp(0, 1)
 
 
 def watercolor(x: Tensor) -> Tensor:
@@ -148,10 +155,10 @@ def stained_glass(x: Tensor) -> Tensor:
 
 
 def pixel_art(x: Tensor) -> Tensor:
-    y = levels(blocks(contrast(saturate(x, 1.7), 1.2), 8), 5, 0.5)
+    y = levels(blocks(contrast(saturate(x, 1.8), 1.25), 8), 4, 0.6)
     xs, ys = grid(x)
     u, v = (torch.remainder(xs, 8) - 3.5).abs(), (torch.remainder(ys, 8) - 3.5).abs()
-    return y * (1 - 0.2 * smoothstep(2.4, 3.6, torch.maximum(u, v)))
+    return y * (1 - 0.3 * smoothstep(2.0, 3.6, torch.maximum(u, v)))
 
 
 def bricks(x: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """Train the embedded model: `python -m training.mini.train --minutes 10 --out runs/mini`.
 
 Three phases by the clock: the autoencoder, then pools of drawn samples in its latents, then text encoder and
-UNet together. Checkpoints are written all along; `--resume DIR` goes on from one, or from a diffusers folder,
-with a fresh optimiser, so that a run can be split. `--export DIR` writes the diffusers folder at the end.
-LOG.md says what was tried and what came of it.
+UNet together, at the end against a critic. Checkpoints are written all along; `--resume DIR` goes on from
+one, or from a diffusers folder. A run in pieces says which share of the whole each of them is:
+
+    python -m training.mini.train --minutes 9 --share 0 0.4 --out runs/1
+    python -m training.mini.train --minutes 12 --share 0.4 1 --vae-minutes 0 --resume runs/1 --out runs/2
+
+`--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and what came of it.
 """
 
 import argparse
@@ -11,6 +15,7 @@ import copy
 import json
 import logging
 import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +27,12 @@ from torch.nn import functional
 
 from training.mini.average import Average
 from training.mini.batch import Batch, Carry, assemble
+from training.mini.critic import Critic, Rival
 from training.mini.drawing import Drawer, Pool, as_bytes
 from training.mini.graphs import Graph, Twin, half
+from training.mini.learner import Ahead, Steps, blank_inputs, learner, work_of
 from training.mini.losses import picture_loss
+from training.mini.memory import Learners, recall, remember
 from training.mini.model import FACTOR, GRID, Parts, noise_levels
 from training.mini.settings import SMALL, Settings, Shape
 
@@ -40,11 +48,20 @@ def _rate(progress: float, step: int, peak: float, warmup: int) -> float:
 class Run:
     """One training run on one device."""
 
-    def __init__(self, settings: Settings, device: torch.device, out: Path, resume: Path | None) -> None:
-        torch.manual_seed(settings.seed)
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device,
+        out: Path,
+        resume: Path | None,
+        ahead: Ahead | None = None,
+    ) -> None:
+        torch.manual_seed(settings.seed + round(1000 * settings.share[0]))  # every piece draws pictures anew
         self.settings = settings
         self.device = device
         self.out = out
+        self.resume = resume
+        self.ahead = ahead
         self.start = time.monotonic()
         self.parts = Parts()
         if resume is not None:
@@ -57,8 +74,11 @@ class Run:
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=device)
         self.grid = torch.tensor(GRID, device=device)
         self.vae = half(self.parts.vae, self.layout).requires_grad_(False)
+        self.critic_share = torch.zeros((), device=device)
+        self.learners: Learners = {}
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()
+        self.reported = (0.0, 0)
 
     def seconds(self) -> float:
         return time.monotonic() - self.start
@@ -72,6 +92,8 @@ class Run:
 
     def save(self) -> None:
         self.parts.save(self.out)
+        if self.learners:
+            remember(self.learners, self.out, whole=("critic",))
         (self.out / "history.json").write_text(json.dumps(self.history) + "\n")
         self.saved = time.monotonic()
 
@@ -172,30 +194,6 @@ class Run:
 
     # UNet and text encoder
 
-    def learner(self, twin: Twin, layout: torch.memory_format) -> Graph:
-        """One step's gradients: of noisy latents, time steps, tokens, target latents, windows of the target
-        pictures (bytes) and the windows' rows and columns in latent pixels, to the prediction and
-        (loss, its latent part).
-        """
-        unet: Any
-        text: Any
-        unet, text = twin.modules
-
-        def learn(
-            x: Tensor, t: Tensor, tokens: Tensor, target: Tensor, pixels: Tensor, top: Tensor, left: Tensor
-        ) -> tuple[Tensor, ...]:
-            twin.take()
-            x = x.to(torch.bfloat16, memory_format=layout)
-            predicted = unet(x, t, text(tokens)[0]).sample.float()
-            shown = predicted[: len(pixels)].index_select(2, top).index_select(3, left)
-            decoded = self.vae.decode(shown.to(torch.bfloat16, memory_format=self.layout)).sample.float()
-            latent = (predicted - target).abs().mean()
-            loss = latent + picture_loss(decoded, pixels.float() / 127.5 - 1)
-            twin.give(loss)
-            return predicted.detach(), torch.stack([loss.detach(), latent.detach()])
-
-        return Graph(learn, self.graphs)
-
     def inputs(self, batch: Batch, shape: Shape) -> tuple[Tensor, ...]:
         """What a learner takes, with one window at random for the first rows."""
         s = self.settings
@@ -207,33 +205,8 @@ class Run:
         pixels = batch.pixels[:rows, :, top : top + side, left : left + side].contiguous()
         return (
             batch.x, batch.t, batch.tokens, batch.target, pixels, window + top // FACTOR,
-            window + left // FACTOR,
+            window + left // FACTOR, self.critic_share,
         )  # fmt: skip
-
-    def quicker(self, modules: list[nn.Module], inputs: tuple[Tensor, ...]) -> tuple[Twin, Graph]:
-        """The twin and its learner in the memory layout that is quicker on this GPU: convolutions like one,
-        normalisations the other. Without graphs, in the plain one.
-        """
-        if not self.graphs:
-            twin = Twin(modules, torch.contiguous_format)
-            return twin, self.learner(twin, torch.contiguous_format)
-        best, quickest = None, math.inf
-        for layout in (torch.channels_last, torch.contiguous_format):
-            twin = Twin(modules, layout)
-            learner = self.learner(twin, layout)
-            for _ in range(2):
-                learner.function(*inputs)
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            for _ in range(4):
-                learner.function(*inputs)
-            torch.cuda.synchronize()
-            took = (time.perf_counter() - begin) / 4
-            log.info("%s: %.1f ms a step without graphs", layout, took * 1000)
-            if took < quickest:
-                best, quickest = (twin, learner), took
-        assert best is not None
-        return best
 
     def _restore(self, average: Average, optimiser: torch.optim.Optimizer) -> None:
         """Go back to the last good averaged weights, with an optimiser that remembers nothing."""
@@ -242,23 +215,41 @@ class Run:
             for value in state.values():
                 value.zero_()
 
+    def rival(self) -> Rival | None:
+        """The critic of the later part of the training, if this run reaches it."""
+        s = self.settings
+        if s.critic_share == 0 or s.share[1] <= s.critic_from:
+            return None
+        width: int = self.parts.text.config.hidden_size
+        return Rival(Critic(width).to(self.device), self.layout, s.critic_rate)
+
     def train_unet(self, until: float) -> None:
         """Learn the clean latent of what the prompt asks for, from pure noise or from a noised source."""
         s, parts = self.settings, self.parts
         pools = {shape: Pool(self, shape) for shape in s.shapes}
         self.note(phase=2, step=0)
         main = s.shapes[0]
-        first = assemble(pools[main], None, s, self.b, self.grid)
-        twin, learner = self.quicker([parts.unet, parts.text], self.inputs(first, main))
+        twin = Twin([parts.unet, parts.text], self.layout)
+        rival = self.rival()
+        steps = Steps(twin, self.vae, rival, self.ahead, s, self.graphs)
         optimiser = self.optimiser(twin.parameters, s.rate, 0.01)
+        self.learners = {name: (getattr(parts, name), optimiser) for name in ("unet", "text")}
+        if rival is not None:
+            self.learners["critic"] = (rival.critic, rival.optimiser)
+        remembered = self.resume is not None and recall(self.learners, self.resume)
         average = Average(twin.parameters, s.decay)
-        begin, step, rows, since = self.seconds(), 0, 0, 0
-        peak, lowest, waited, noted, noted_rows = s.rate, math.inf, 0.0, begin, 0
+        begin, step, rows = self.seconds(), 0, 0
+        since = -s.warmup if remembered else 0
+        peak, lowest = s.rate, math.inf
+        self.reported = (begin, 0)
         total, summed = torch.zeros(2, device=self.device), 0
         carries: dict[Shape, Carry] = {}
         while self.seconds() < until and step != s.steps:
             shape = next(shape for shape in reversed(s.shapes) if step % shape.every == shape.every - 1)
-            progress = (self.seconds() - begin) / max(1e-6, until - begin)
+            passed = min(1.0, (self.seconds() - begin) / max(1e-6, until - begin))
+            progress = s.share[0] + (s.share[1] - s.share[0]) * passed
+            if step % s.check == 0:
+                steps.update(progress, self.critic_share)
             with torch.no_grad():
                 batch = assemble(pools[shape], carries.get(shape), s, self.b, self.grid)
                 pools[shape].refresh()
@@ -266,19 +257,19 @@ class Run:
             rows += len(batch.x)
             for group in optimiser.param_groups:
                 group["lr"] = _rate(progress, step - since, peak, s.warmup)
-            predicted, figures = (learner if shape == main else learner.function)(*inputs)
+            predicted, figures = (steps.graph if shape == main else steps.eager)(*inputs)
             norm = nn.utils.clip_grad_norm_(twin.parameters, 1.0)
             optimiser.step()
             average.update()
+            if shape == main:
+                steps.after()
             carries[shape] = batch.carry(predicted)
             total += figures
             summed += 1
             step += 1
             if step % s.check:
                 continue
-            asked = self.seconds()
             loss, latent = (total / summed).tolist()
-            waited += self.seconds() - asked
             total.zero_()
             summed = 0
             if not math.isfinite(loss) or (loss > s.runaway * lowest and step > since + 2 * s.warmup):
@@ -291,19 +282,22 @@ class Run:
             lowest = min(lowest, loss)
             if loss < 1.5 * lowest:
                 average.keep()
-            now = self.seconds()
-            if now - noted > 10:
-                self.note(
-                    phase=2, step=step, rows=rows, loss=round(loss, 4), latent=round(latent, 4),
-                    norm=round(norm.item(), 3), rate=round(optimiser.param_groups[0]["lr"], 6),
-                    rows_per_second=round((rows - noted_rows) / (now - noted)),
-                    waited=round(waited / (now - noted), 2),
-                )  # fmt: skip
-                noted, noted_rows, waited = now, rows, 0.0
+            self._report(
+                step, rows, loss=round(loss, 4), latent=round(latent, 4), norm=round(norm.item(), 3),
+                rate=round(optimiser.param_groups[0]["lr"], 6), progress=round(progress, 3),
+            )  # fmt: skip
             if time.monotonic() - self.saved > 55:
                 self._save(average)
         self.note(phase=2, step=step, rows=rows)
         self._save(average)
+
+    def _report(self, step: int, rows: int, **figures: float) -> None:
+        """Note figures every ten seconds, with the speed since the last time."""
+        (since, before), now = self.reported, self.seconds()
+        if now - since > 10:
+            speed = round((rows - before) / (now - since))
+            self.note(phase=2, step=step, rows=rows, **figures, rows_per_second=speed)
+            self.reported = (now, rows)
 
     def _save(self, average: Average) -> None:
         """Write the averaged weights, or the last good ones, and go on with the live ones."""
@@ -316,17 +310,41 @@ class Run:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     settings = SMALL if arguments.small else Settings()
-    names = ("minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed")
+    names = ("minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed", "critic_share")
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.until is not None:
         chosen["minutes"] = (arguments.until - time.time()) / 60
+    if arguments.share is not None:
+        chosen["share"] = tuple(arguments.share)
     if arguments.no_graphs:
         chosen["graphs"] = False
     return replace(settings, **chosen)
 
 
+def _set_up() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 5  # every shape of the drawing is tried too
+    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape; flash attention does not
+
+
+def _compile(settings: Settings, device: torch.device) -> None:
+    """Compile a step, for the compiler's cache, in a part of the GPU's memory."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(0.3)
+    layout = torch.channels_last
+    parts = Parts().to(device)
+    twin = Twin([parts.unet, parts.text], layout)
+    vae = half(parts.vae, layout).requires_grad_(False)
+    rival = Rival(Critic(parts.text.config.hidden_size).to(device), layout, settings.critic_rate)
+    work = work_of(twin.modules[0], vae).compiled()
+    learner(twin, work, rival, graphs=False)(*blank_inputs(settings, device))
+
+
 def main(arguments_given: list[str] | None = None) -> None:
     """Train as the command line says."""
+    given = sys.argv[1:] if arguments_given is None else arguments_given
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="folder of the checkpoint")
     parser.add_argument("--resume", type=Path, help="checkpoint or diffusers folder to go on from")
@@ -336,27 +354,37 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument(
         "--vae-minutes", type=float, help="part of it for the autoencoder; 0 keeps the resumed one"
     )
+    parser.add_argument(
+        "--share", type=float, nargs=2, metavar=("BEGIN", "END"),
+        help="where in the whole of the UNet's training this run begins and ends (0 1)",
+    )  # fmt: skip
+    parser.add_argument("--critic-share", type=float, help="share of the gradient that is the critic's")
     parser.add_argument("--vae-rate", type=float, help="peak learning rate of the autoencoder")
     parser.add_argument("--rate", type=float, help="peak learning rate of the UNet")
     parser.add_argument("--warmup", type=int, help="steps until that rate is reached")
     parser.add_argument("--steps", type=int, help="stop the UNet after so many steps")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--small", action="store_true", help="settings of a test")
+    parser.add_argument("--ahead", action="store_true", help="only compile a step, for the compiler's cache")
     parser.add_argument("--no-graphs", action="store_true", help="launch every operation by itself")
-    arguments = parser.parse_args(arguments_given)
+    arguments = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = _settings(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.benchmark_limit = 5  # every shape of the drawing is tried too
-    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape; flash attention does not
-    run = Run(settings, device, arguments.out, arguments.resume)
-    if settings.vae_minutes > 0:
-        run.train_vae(settings.vae_minutes * 60)
-        run.save()
-    run.train_unet(settings.minutes * 60)
+    _set_up()
+    if arguments.ahead:
+        _compile(settings, device)
+        return
+    ahead = Ahead(given) if settings.graphs and device.type == "cuda" else None
+    try:
+        run = Run(settings, device, arguments.out, arguments.resume, ahead)
+        if settings.vae_minutes > 0:
+            run.train_vae(settings.vae_minutes * 60)
+            run.save()
+        run.train_unet(settings.minutes * 60)
+    finally:
+        if ahead is not None:
+            ahead.stop()
     if arguments.export is not None:
         run.parts.load(arguments.out)
         run.parts.export(arguments.export)
