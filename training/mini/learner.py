@@ -106,10 +106,17 @@ def blank_inputs(settings: Settings, device: torch.device) -> tuple[Tensor, ...]
 
 
 class Ahead:
-    """The process that compiles a step; started at once, asked for later."""
+    """The process that compiles a step; started at once, asked for later.
+
+    The convolution library tries algorithms in all the memory it can have, so the two share it out.
+    """
+
+    SHARE = 0.3
+    """Of the GPU's memory, for that process."""
 
     def __init__(self, arguments: list[str]) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "training.mini.train", *arguments, "--ahead"]
+        torch.cuda.set_per_process_memory_fraction(0.95 - self.SHARE)
         self.process = subprocess.Popen(command)
         self.waiting = True
 
@@ -118,6 +125,7 @@ class Ahead:
         if not self.waiting or self.process.poll() is None:
             return False
         self.waiting = False
+        torch.cuda.set_per_process_memory_fraction(1.0)
         if self.process.returncode != 0:
             log.error("compiling failed: the steps stay as they are")
         return self.process.returncode == 0
@@ -132,8 +140,8 @@ class Steps:
     """The step as it is now: plain at first, compiled when the compiler is done, later against the critic.
 
     Attributes:
-        graph: the step of the main shape; `eager` that of any other.
-        joined: whether the critic takes part in `graph`.
+        eager: the step of any shape but the main one.
+        joined: whether the critic takes part.
     """
 
     def __init__(
@@ -144,21 +152,38 @@ class Steps:
         self.graph = learner(twin, self.plain, None, graphs)
         self.eager = self.graph.function
         self.joined = False
+        self.fresh = False
 
     def update(self, progress: float, share: Tensor) -> None:
         """Take what is due at this share of the whole training; `share` becomes the rival's."""
         since = progress - self.settings.critic_from
         share.fill_(self.settings.critic_share * max(0.0, min(1.0, 10 * since)))
-        compiled = self.ahead is not None and self.ahead.ready()
-        joins = self.rival is not None and not self.joined and since >= 0
-        if compiled:
-            self.work = self.plain.compiled()
-        if compiled or joins:
-            self.joined = self.joined or joins
+        if self.ahead is not None and self.ahead.ready():
+            self.work, self.fresh = self.plain.compiled(), True
+        if self.rival is not None and not self.joined and since >= 0:
+            self.joined = self.fresh = True
+        if self.fresh:
+            self.graph = self._learner()
+
+    def _learner(self) -> Graph:
+        return learner(self.twin, self.work, self.rival if self.joined else None, self.graphs)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A step of the main shape. If the compiled form fails at its first, the plain one goes on."""
+        if self.fresh:
+            self.fresh = False
             log.info("the step changes: compiled %s, critic %s", self.work is not self.plain, self.joined)
-            self.graph = learner(self.twin, self.work, self.rival if self.joined else None, self.graphs)
+            try:
+                return self.graph(*inputs)
+            except Exception:
+                if self.work is self.plain:
+                    raise
+                log.exception("the compiled step failed: the plain one goes on")
+                self.work = self.plain
+                self.graph = self._learner()
+        return self.graph(*inputs)
 
     def after(self) -> None:
-        """What follows a step of `graph`."""
+        """What follows a step of the main shape."""
         if self.joined and self.rival is not None:
             self.rival.step()

@@ -49,7 +49,7 @@ class Settings:
         critic_rate: its learning rate.
         check: steps between two looks at the loss. If it is `runaway` times the best so far, the last good
             averaged weights come back and the rate is halved.
-        graphs: whether steps run as CUDA graphs, where there is a GPU.
+        graphs: whether steps run as CUDA graphs, where there is a GPU; `compiled`: and are compiled.
         steps: ends the UNet's training early.
     """
 
@@ -69,7 +69,7 @@ class Settings:
     source_every: int = 128
     scenes: float = 0.5
     carried: float = 0.3
-    near: float = 0.6
+    near: float = 0.7
     window: int = 128
     pixel_rows: float = 0.5
     rate: float = 2e-3
@@ -83,6 +83,7 @@ class Settings:
     check: int = 25
     runaway: float = 2.5
     graphs: bool = True
+    compiled: bool = True
     steps: int | None = None
     seed: int = 0
 

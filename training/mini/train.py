@@ -257,7 +257,7 @@ class Run:
             rows += len(batch.x)
             for group in optimiser.param_groups:
                 group["lr"] = _rate(progress, step - since, peak, s.warmup)
-            predicted, figures = (steps.graph if shape == main else steps.eager)(*inputs)
+            predicted, figures = steps(inputs) if shape == main else steps.eager(*inputs)
             norm = nn.utils.clip_grad_norm_(twin.parameters, 1.0)
             optimiser.step()
             average.update()
@@ -318,6 +318,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         chosen["share"] = tuple(arguments.share)
     if arguments.no_graphs:
         chosen["graphs"] = False
+    if arguments.no_compile:
+        chosen["compiled"] = False
     return replace(settings, **chosen)
 
 
@@ -332,7 +334,7 @@ def _set_up() -> None:
 def _compile(settings: Settings, device: torch.device) -> None:
     """Compile a step, for the compiler's cache, in a part of the GPU's memory."""
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(0.3)
+        torch.cuda.set_per_process_memory_fraction(Ahead.SHARE)
     layout = torch.channels_last
     parts = Parts().to(device)
     twin = Twin([parts.unet, parts.text], layout)
@@ -366,6 +368,7 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--small", action="store_true", help="settings of a test")
     parser.add_argument("--ahead", action="store_true", help="only compile a step, for the compiler's cache")
+    parser.add_argument("--no-compile", action="store_true", help="never compile the step")
     parser.add_argument("--no-graphs", action="store_true", help="launch every operation by itself")
     arguments = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -375,7 +378,8 @@ def main(arguments_given: list[str] | None = None) -> None:
     if arguments.ahead:
         _compile(settings, device)
         return
-    ahead = Ahead(given) if settings.graphs and device.type == "cuda" else None
+    compiles = settings.graphs and settings.compiled and device.type == "cuda"
+    ahead = Ahead(given) if compiles else None
     try:
         run = Run(settings, device, arguments.out, arguments.resume, ahead)
         if settings.vae_minutes > 0:
