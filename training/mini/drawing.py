@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.mini.model import FACTOR, Parts
-from training.mini.prompts import Request, phrase, picture_request, scene_request
-from training.mini.scenes import draw_scene
+from training.mini.ops import upload
+from training.mini.prompts import Request, phrase, picture_request, recoloured, scene_request
+from training.mini.scenes import SHAPES, draw_scene, draw_shapes
 from training.mini.settings import Settings, Shape
 from training.mini.sources import draw_sources
 from training.mini.styles import apply
@@ -35,14 +36,11 @@ class Drawer:
         self.sources: dict[Shape, Tensor] = {}
         self.drawn = 0
 
-    def tokens(self, request: Request, count: int) -> Tensor:
-        """`count` wordings of a request as tokens (B, 32)."""
-        texts = [phrase(request, self.random) for _ in range(count)]
+    def tokens(self, requests: list[Request]) -> Tensor:
+        """A wording of every request as tokens (B, 32)."""
+        texts = [phrase(request, self.random) for request in requests]
         encoded = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True)
-        tokens = torch.tensor(encoded["input_ids"])
-        if self.device.type == "cuda":  # an ordinary copy would wait until the GPU is idle
-            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
-        return tokens
+        return upload(torch.tensor(encoded["input_ids"]), self.device)
 
     def renew_sources(self, shape: Shape) -> None:
         """Draw one group of photographs anew, or all of them at the first call."""
@@ -85,15 +83,20 @@ class Drawer:
         """
         request = picture_request(self.random)
         sources = self.photographs(count, shape)
-        return sources, apply(sources, request.style, request.mood), self.tokens(request, count)
+        return sources, apply(sources, request.style, request.mood), self.tokens([request] * count)
 
     def scenes(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """Noise (B, 4, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
         noise = self.noise(count, shape)
         request = scene_request(self.random)
         assert request.scene is not None
-        picture = apply(draw_scene(noise, request.scene), request.style, request.mood)
-        return noise, picture, self.tokens(request, count)
+        if request.scene.kind in SHAPES:
+            requests = [recoloured(request, self.random) for _ in range(count)]
+            picture = draw_shapes(noise, [each.scene for each in requests if each.scene is not None])
+        else:
+            requests = [request] * count
+            picture = draw_scene(noise, request.scene)
+        return noise, apply(picture, request.style, request.mood), self.tokens(requests)
 
 
 class Pool:

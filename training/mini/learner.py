@@ -152,36 +152,36 @@ class Steps:
         self.graph = learner(twin, self.plain, None, graphs)
         self.eager = self.graph.function
         self.joined = False
-        self.fresh = False
+        self.proved = (self.graph, self.work, self.joined)
 
     def update(self, progress: float, share: Tensor) -> None:
         """Take what is due at this share of the whole training; `share` becomes the rival's."""
         since = progress - self.settings.critic_from
         share.fill_(self.settings.critic_share * max(0.0, min(1.0, 10 * since)))
-        if self.ahead is not None and self.ahead.ready():
-            self.work, self.fresh = self.plain.compiled(), True
-        if self.rival is not None and not self.joined and since >= 0:
-            self.joined = self.fresh = True
-        if self.fresh:
-            self.graph = self._learner()
-
-    def _learner(self) -> Graph:
-        return learner(self.twin, self.work, self.rival if self.joined else None, self.graphs)
+        compiled = self.ahead is not None and self.ahead.ready()
+        joins = self.rival is not None and not self.joined and since >= 0
+        if compiled:
+            self.work = self.plain.compiled()
+        self.joined = self.joined or joins
+        if compiled or joins:
+            log.info("the step changes: compiled %s, critic %s", self.work is not self.plain, self.joined)
+            rival = self.rival if self.joined else None
+            self.graph = learner(self.twin, self.work, rival, self.graphs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A step of the main shape. If the compiled form fails at its first, the plain one goes on."""
-        if self.fresh:
-            self.fresh = False
-            log.info("the step changes: compiled %s, critic %s", self.work is not self.plain, self.joined)
-            try:
-                return self.graph(*inputs)
-            except Exception:
-                if self.work is self.plain:
-                    raise
-                log.exception("the compiled step failed: the plain one goes on")
-                self.work = self.plain
-                self.graph = self._learner()
-        return self.graph(*inputs)
+        """A step of the main shape. If a new form of it fails at its first, the former one goes on."""
+        if self.graph is self.proved[0]:
+            return self.graph(*inputs)
+        try:
+            results = self.graph(*inputs)
+        except Exception:
+            log.exception("the new step failed: the former one goes on")
+            if self.joined != self.proved[2]:
+                self.rival = None
+            self.graph, self.work, self.joined = self.proved
+            return self.graph(*inputs)
+        self.proved = (self.graph, self.work, self.joined)
+        return results
 
     def after(self) -> None:
         """What follows a step of the main shape."""

@@ -15,6 +15,11 @@ from torch.nn import functional
 Colour = tuple[float, float, float]
 
 
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`, without waiting until a GPU is idle as an ordinary copy does."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
 def luma(x: Tensor) -> Tensor:
     """Brightness by the weights of ITU-R BT.601; (B, 3, H, W) to (B, 1, H, W)."""
     return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]

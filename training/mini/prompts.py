@@ -7,7 +7,7 @@ as it is.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.mini.scenes import COLOURS, SHAPES, Scene
 from training.mini.styles import ALL_STYLES, MOODS, STYLES
@@ -152,6 +152,7 @@ PLAIN_TEMPLATES = (
     "{x} {f} {j}",
 )
 SLOW_STYLES = ("pencil", "charcoal", "oil", "cartoon", "comic", "mosaic", "pixel_art", "stained_glass")
+SLOW_KINDS = ("mountains", "lake", "forest", "city")
 DEFAULT_SCENE = Scene("meadow", weather="clouds", light="sun")
 
 
@@ -239,6 +240,15 @@ def picture_request(rng: random.Random) -> Request:
     return Request()
 
 
+def recoloured(request: Request, rng: random.Random) -> Request:
+    """The same shape in a colour, and mostly on a background, of chance."""
+    assert request.scene is not None
+    colour = rng.choice(list(COLOURS))
+    others = [name for name in COLOURS if name != colour]
+    background = rng.choice(others) if rng.random() < 0.65 else None
+    return replace(request, scene=replace(request.scene, colour=colour, background=background))
+
+
 def scene_request(rng: random.Random) -> Request:
     """A request for video mode: a landscape or a shape, sometimes in a style."""
     style = _any_style(rng) if rng.random() < 0.16 else None
@@ -247,18 +257,13 @@ def scene_request(rng: random.Random) -> Request:
     if draw < 0.05:
         return Request(DEFAULT_SCENE, style, mood)
     if draw < 0.28:
-        colour = rng.choice(list(COLOURS))
-        backgrounds = [name for name in COLOURS if name != colour]
-        background = rng.choice(backgrounds) if rng.random() < 0.65 else None
-        shape = rng.choice(SHAPES)
-        return Request(
-            Scene(shape, colour=colour, background=background), style if rng.random() < 0.4 else None
-        )
-    kind = rng.choice(list(KIND_WORDS))
+        request = Request(Scene(rng.choice(SHAPES)), style if rng.random() < 0.4 else None)
+        return recoloured(request, rng)
+    kind = rng.choice([*KIND_WORDS, *SLOW_KINDS])
     if kind == "space":
         return Request(Scene("space"), style, mood)
     time = rng.choices(("day", "sunset", "night", "dawn"), (0.42, 0.24, 0.22, 0.12))[0]
-    weather = rng.choices(("clear", "clouds", "rain", "snow", "fog"), (0.46, 0.26, 0.1, 0.09, 0.09))[0]
+    weather = rng.choices(("clear", "clouds", "rain", "snow", "fog"), (0.42, 0.24, 0.16, 0.09, 0.09))[0]
     season = rng.choices(("summer", "autumn", "winter", "spring"), (0.6, 0.14, 0.14, 0.12))[0]
     if kind in ("sea", "beach", "desert", "city") and season != "winter":
         season = "summer"

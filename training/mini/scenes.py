@@ -8,13 +8,14 @@ and a network with a wide enough view can learn the map in one step.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.ops import blur, colour, lerp, luma, ramp, smoothstep
+from training.mini.ops import blur, colour, lerp, luma, ramp, smoothstep, upload
 
 KINDS = ("mountains", "sea", "beach", "lake", "forest", "desert", "city", "meadow", "space")
 TIMES = ("day", "sunset", "night", "dawn")
@@ -528,23 +529,31 @@ def _outline(kind: str, u: Tensor, v: Tensor) -> Tensor:
     return 0.26 - (r - 0.74).abs()
 
 
-def _shape(c: _Canvas, scene: Scene) -> Tensor:
-    """A shape in the middle; the noise moves the light on it and on the ground."""
+def _colours(scene: Scene) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Of a shape and of what is behind it."""
+    if scene.background is not None:
+        return COLOURS[scene.colour], COLOURS[scene.background]
+    return COLOURS[scene.colour], (
+        (0.86, 0.87, 0.89) if scene.colour not in ("white", "grey") else (0.25, 0.3, 0.38)
+    )
+
+
+def _shape(c: _Canvas, kind: str, paint: Tensor, back: Tensor) -> Tensor:
+    """A shape in the middle; the noise moves the light on it and on the ground. Colours (B or 1, 3, 1, 1)."""
     size = 0.37
-    inside = _outline(scene.kind, (c.x - 0.5 * c.aspect) / size, (c.y - 0.5) / size)
-    paint = c.rgb(COLOURS[scene.colour])
+    inside = _outline(kind, (c.x - 0.5 * c.aspect) / size, (c.y - 0.5) / size)
     light = 1 + 0.2 * torch.tanh(c.field(1, 16)) - 0.08 * (c.y - 0.5) / size
-    if scene.background is None:
-        back = (
-            c.rgb((0.86, 0.87, 0.89)) if scene.colour not in ("white", "grey") else c.rgb((0.25, 0.3, 0.38))
-        )
-    else:
-        back = c.rgb(COLOURS[scene.background])
     back = back * (1 + 0.12 * torch.tanh(c.field(0, 16)) - 0.12 * (c.y - 0.5))
     shadow = torch.sigmoid((inside - 0.02) * 12)
     back = back * (1 - 0.25 * shadow)
     mask = torch.sigmoid(inside * size * c.height / 1.0)
-    return lerp(back, (paint * light).clamp(0, 1), mask)
+    return lerp(back, (paint * light).clamp(0, 1), mask).clamp(0, 1)
+
+
+def draw_shapes(noise: Tensor, scenes: Sequence[Scene], factor: int = 4) -> Tensor:
+    """Draw a shape in other colours in every row; all `scenes` (B of them) are of one kind."""
+    table = upload(torch.tensor([_colours(scene) for scene in scenes]), noise.device)[..., None, None]
+    return _shape(_Canvas(noise, factor), scenes[0].kind, table[:, 0], table[:, 1])
 
 
 _PAINTERS = {
@@ -573,7 +582,8 @@ def draw_scene(noise: Tensor, scene: Scene, factor: int = 4) -> Tensor:
     """
     c = _Canvas(noise, factor)
     if scene.kind in SHAPES:
-        return _shape(c, scene).clamp(0, 1)
+        paint, back = (c.rgb(value) for value in _colours(scene))
+        return _shape(c, scene.kind, paint, back)
     picture = _PAINTERS[scene.kind](c, scene)
     if scene.weather == "rain":
         picture = lerp(
