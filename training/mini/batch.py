@@ -67,7 +67,8 @@ def _times(count: int, near: float, device: torch.device) -> Tensor:
 def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, grid: Tensor) -> Batch:
     """A batch from the pool and from the results of the last step.
 
-    The rows are mixed by a permutation, so that the first ones (whose pixels are compared) are of all kinds.
+    The rows are mixed, so that the first ones (whose pixels are compared) are of all kinds; those of further
+    steps are twice as likely among them, because each step blurs what the last one left.
     `b` is the share of noise by time step, (1000,); `grid` is GRID on the device.
     """
     device = b.device
@@ -115,7 +116,9 @@ def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, gri
     )
     keep = max(1, int(rows * settings.carried))
     chosen = worth[torch.randperm(len(worth), device=device)[:keep]]
-    order = torch.randperm(rows, device=device)
+    place = torch.rand(rows, device=device)
+    place[first + rest :] *= 0.5
+    order = place.argsort()
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(rows, device=device)
     return Batch(

@@ -77,7 +77,7 @@ class Settings:
     warmup: int = 400
     decay: float = 0.999
     share: tuple[float, float] = (0.0, 1.0)
-    critic_from: float = 0.7
+    critic_from: float = 0.65
     critic_share: float = 0.3
     critic_rate: float = 4e-4
     check: int = 25
