@@ -18,7 +18,7 @@ from training.mini.graphs import Twin
 from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
 from training.mini.model import GRID, noise_levels
-from training.mini.ops import blur
+from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
 from training.mini.scenes import KINDS, SHAPES, Scene, draw_scene
@@ -192,6 +192,18 @@ def test_shipped_style_comes_near_its_rendering(shipped: Sampler, drawn: torch.T
     assert (result - rendering).abs().mean() < 0.5 * (blur(drawn, 1.0) - rendering).abs().mean()
 
 
+@pytest.mark.parametrize("tint", [(1.0, 1.0, 1.0), (1.4, 0.8, 0.45)])
+@pytest.mark.parametrize("name", ["pencil", "vintage", "ice", "fog"])
+def test_shipped_model_takes_no_photograph_for_a_finished_picture(
+    shipped: Sampler, drawn: torch.Tensor, name: str, tint: tuple[float, float, float]
+) -> None:
+    """Grey and warm pictures are repainted like any other."""
+    source = (luma(drawn) * torch.tensor(tint).view(1, 3, 1, 1)).clamp(0, 1)
+    rendering = blur(ALL_STYLES[name].operator(source), 1.0)
+    result = blur(shipped.repaint(source, ALL_STYLES[name].words[0]), 1.0)
+    assert (result - rendering).abs().mean() < 0.5 * (blur(source, 1.0) - rendering).abs().mean()
+
+
 def test_shipped_model_leaves_unknown_words_alone(shipped: Sampler, drawn: torch.Tensor) -> None:
     for prompt in ("", "qwertz uiop"):
         assert (blur(shipped.repaint(drawn, prompt), 1.0) - blur(drawn, 1.0)).abs().mean() < 0.05
@@ -202,6 +214,10 @@ def test_shipped_scenes_follow_prompt_and_seed(shipped: Sampler) -> None:
     middle = red[0, :, 96:160, 96:160].mean((1, 2))
     assert middle[0] > 2 * middle[1]
     assert middle[0] > 2 * middle[2]
+    star = shipped.imagine("a yellow star on blue", seed=1)
+    middle, corner = star[0, :, 96:160, 96:160].mean((1, 2)), star[0, :, :32, :32].mean((1, 2))
+    assert middle[:2].min() > 2 * middle[2]
+    assert corner[2] > 2 * corner[0]
     night, day = shipped.imagine("the sea at night", seed=1), shipped.imagine("the sea", seed=1)
     assert night.mean() < 0.5 * day.mean()
     assert torch.equal(day, shipped.imagine("the sea", seed=1))

@@ -15,7 +15,8 @@ How to read the figures:
 * drawn scenes: video mode against the program's own drawing of the same noise: mean difference in grey levels
   (of 255), `sharpness`, and `texture` as the distance of patch statistics (0 is the drawing).
 * steadiness: mean change in grey levels (of 255) between the results of neighbouring frames of a photograph
-  that moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves.
+  that moves by one pixel a frame, after undoing the movement; `input` is that of the frames themselves, and
+  `rendering` that of the style's own operator, whose hatching and tiles do not move along.
 """
 
 import argparse
@@ -282,8 +283,11 @@ def measure_steadiness(sampler: Sampler, frames: int = 8) -> dict[str, float]:
 
     figures = {"input": round(change(clip), 2)}
     for name in SOME_STYLES:
-        results = [sampler.repaint(frame, ALL_STYLES[name].words[0]) for frame in clip]
+        style = ALL_STYLES[name]
+        results = [sampler.repaint(frame, style.words[0]) for frame in clip]
         figures[name] = round(change(results), 2)
+        renderings = [style.operator(frame).clamp(0, 1) for frame in clip]
+        figures[f"{name}, rendering"] = round(change(renderings), 2)
     return figures
 
 
@@ -345,7 +349,7 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
     for start in range(0, len(prompts), 7):
         asked = prompts[start : start + 7]
         for seed in (1, 2, 3):
-            rows.append([sampler.imagine(prompt, seed, 4) for prompt in asked])
+            rows.append([sampler.imagine(prompt, seed) for prompt in asked])
             labels.append([f"{prompt} #{seed}" for prompt in asked])
     save_sheet(rows, labels, folder / "scenes.webp")
 
@@ -353,11 +357,11 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
     for steps in (1, 2, 4):
         row = [
             sampler.imagine(p, 5, steps)
-            for p in ("mountains at sunset with the sun", "a forest", "a red circle")
+            for p in ("mountains at sunset with the sun", "a city at night", "a forest")
         ]
         row += [
             sampler.repaint(people["astronaut"], p, 0.5, steps)
-            for p in ("pencil sketch", "oil painting", "neon")
+            for p in ("pencil sketch", "oil painting", "cartoon")
         ]
         rows.append(row)
         labels.append([f"{steps} step{'s' if steps > 1 else ''}"] * len(row))
@@ -365,12 +369,12 @@ def draw_sheets(sampler: Sampler, folder: Path) -> None:
 
     day, sunset = (sampler.encode_prompt(p) for p in ("mountains in summer", "mountains at sunset"))
     shares = [k / 6 for k in range(7)]
-    blend = [sampler.imagine(torch.lerp(day, sunset, share), 4, 4) for share in shares]
+    blend = [sampler.imagine(torch.lerp(day, sunset, share), 4) for share in shares]
     save_sheet([blend], [[f"prompt blend {share:.2f}" for share in shares]], folder / "blend.webp")
 
     big = photograph("astronaut", 512)
     row = [sampler.repaint(big, p) for p in ("pencil sketch", "oil painting", "neon")]
-    row.append(sampler.imagine("mountains at sunset with the sun", 3, 4, 512, 512))
+    row.append(sampler.imagine("mountains at sunset with the sun", 3, 1, 512, 512))
     save_sheet([row], [["512 pixels"] * 4], folder / "large.webp", side=336)
 
 

@@ -189,6 +189,8 @@ def _scene_words(scene: Scene, rng: random.Random) -> str:
         rng.choice(LIGHT_WORDS[scene.light]),
     ]
     rest = [part for part in rest if part]
+    if scene == Scene(scene.kind) and rng.random() < 0.7:
+        rest = []
     rng.shuffle(rest)
     if rng.random() < 0.2 and rest:
         return ", ".join([*rest, kind])
@@ -251,7 +253,7 @@ def recoloured(request: Request, rng: random.Random) -> Request:
 
 def scene_request(rng: random.Random) -> Request:
     """A request for video mode: a landscape or a shape, sometimes in a style."""
-    style = _any_style(rng) if rng.random() < 0.16 else None
+    style = _any_style(rng) if rng.random() < 0.2 else None
     mood = rng.choice(("vintage", "noir", "dream", "underwater")) if rng.random() < 0.04 else None
     draw = rng.random()
     if draw < 0.05:
@@ -260,8 +262,8 @@ def scene_request(rng: random.Random) -> Request:
         request = Request(Scene(rng.choice(SHAPES)), style if rng.random() < 0.4 else None)
         return recoloured(request, rng)
     kind = rng.choice([*KIND_WORDS, *SLOW_KINDS])
-    if kind == "space":
-        return Request(Scene("space"), style, mood)
+    if kind == "space" or rng.random() < 0.2:  # a kind and no more is what people type first
+        return Request(Scene(kind), style, mood)
     time = rng.choices(("day", "sunset", "night", "dawn"), (0.42, 0.24, 0.22, 0.12))[0]
     weather = rng.choices(("clear", "clouds", "rain", "snow", "fog"), (0.42, 0.24, 0.16, 0.09, 0.09))[0]
     season = rng.choices(("summer", "autumn", "winter", "spring"), (0.6, 0.14, 0.14, 0.12))[0]
