@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser
 
 from tests.api.conftest import MakeServer, picture
 from tests.web.server import ROOT
@@ -41,9 +41,11 @@ def served(folder: Path) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_page_on_another_origin(make_server: MakeServer, browser: Browser, tmp_path: Path) -> None:
@@ -54,7 +56,6 @@ def test_a_page_on_another_origin(make_server: MakeServer, browser: Browser, tmp
     with served(tmp_path) as origin, browser.new_context(permissions=["camera"]) as context:
         page = context.new_page()
         page.goto(f"{origin}/camera.html")
-        expect(page).to_have_title("Camera")
         page.wait_for_function("/^[0-9]+ ms$/.test(document.title)", timeout=20_000)
 
 
