@@ -58,7 +58,7 @@ class Original(Peer):
             cfg_type="none",
         )
         if xformers:
-            acceleration.library()
+            acceleration.load_library()
             self._stream.pipe.enable_xformers_memory_efficient_attention()
         self._stream.prepare(prompt, num_inference_steps=50, generator=torch.Generator())
         self._turbo = mode == "video" and steps == 1

@@ -26,7 +26,7 @@ class Acceleration(BaseAcceleration):
         if device.type != "cuda":
             return [f"xformers needs an NVIDIA GPU, and the device is {device}"]
         try:
-            library()
+            load_library()
         except (ImportError, OSError) as error:
             return [f"xformers does not load ({error}); run: pip install -r requirements-xformers.txt"]
         return []
@@ -43,7 +43,7 @@ class Acceleration(BaseAcceleration):
         return model.networks()
 
 
-def library() -> Any:
+def load_library() -> Any:
     """`xformers.ops`. Its attention calls kernels that PyTorch has, and none of its own since 0.0.35; but it
     refuses to where its own ones do not load. Those are built for CUDA 12, and PyPI's PyTorch for CUDA 13.
     """
@@ -57,7 +57,7 @@ def _try(width: int, model: Model) -> None:
     """Raise AccelerationError if there is no kernel for heads of this width, in the model's precision."""
     some = torch.zeros(1, 8, width, device=model.device, dtype=model.dtype)
     try:
-        library().memory_efficient_attention(some, some, some)
+        load_library().memory_efficient_attention(some, some, some)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise AccelerationError(
