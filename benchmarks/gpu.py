@@ -2,7 +2,8 @@
 
 Every variant runs in a process of its own, so that none leaves settings or memory to the next. Results:
 ``benchmarks/results/gpu.json``, which ``python -m benchmarks.report`` turns into tables. What the file has of
-other variants stays there, if the same machine measured it.
+other variants stays there, if the same kind of GPU and the same libraries measured it; each says on which
+machine, and when.
 """
 
 from __future__ import annotations
@@ -239,13 +240,16 @@ def _send(sender: Any, function: Callable[..., Figures], arguments: tuple[Any, .
 
 
 def _measured_before(path: Path) -> Figures:
-    """The variants in a file of this machine and these versions; none if it is of another."""
+    """The variants in a file that this kind of GPU and these libraries measured."""
     if not path.is_file():
         return {}
     before: Figures = json.loads(path.read_text(encoding="utf-8"))
     here = machine()
-    same = all(before["machine"].get(key) == here[key] for key in here if key != "date")
-    return dict(before["variants"]) if same else {}
+    return {
+        name: figures
+        for name, figures in before["variants"].items()
+        if all(figures["machine"].get(key) == here.get(key) for key in ("gpu", "cudnn", "versions"))
+    }
 
 
 def main() -> None:
@@ -276,7 +280,7 @@ def main() -> None:
         function, *rest = variants[name]
         started_at = time.perf_counter()
         found[name] = isolated(function, *rest)
-        found[name]["wall_seconds"] = round(time.perf_counter() - started_at, 1)
+        found[name] |= {"machine": machine(), "wall_seconds": round(time.perf_counter() - started_at, 1)}
         print(name, found[name]["wall_seconds"], found[name].get("error", ""), flush=True)
         ordered = {key: found[key] for key in variants if key in found}
         path = save("gpu", {"variants": ordered}, arguments.output)  # each time: what is measured is measured

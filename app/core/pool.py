@@ -22,6 +22,11 @@ class RowPool:
         self.latents = torch.zeros(slots + 1, *shape, device=device)
         self.residual = torch.zeros_like(self.latents)
 
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and residual noise of these slots, (B,)."""
+        # One kernel each; plain indexing takes twice as long.
+        return self.latents.index_select(0, slots), self.residual.index_select(0, slots)
+
     def write(self, slots: Tensor, latents: Tensor, residual: Tensor) -> None:
         """Replace the state of these slots, (B,); the other two are (B, C, h, w), float32."""
         self.latents.index_copy_(0, slots, latents)

@@ -297,23 +297,23 @@ class DiffusionRunner:
         self, pipeline: BasePipeline[Any], indices: Tensor, levels: Tensor, images: Tensor | None = None
     ) -> None:
         slots, noise_rows = indices.unbind()
-        noise = self._noise.data[noise_rows]
+        noise = self._noise.data.index_select(0, noise_rows)
         latents = pipeline.begin(self._networks, images, noise, levels)
         self._pool.write(slots, latents.float(), noise)
 
     def _device_step(self, paired: bool, indices: Tensor, table: Tensor) -> Step:
         slots, prompts, negatives, noise_rows = indices.unbind()
         timesteps, columns = table[:, 0], table[:, 1:]
-        x, residual = self._pool.latents[slots], self._pool.residual[slots]
+        x, residual = self._pool.read(slots)
         if paired:
-            texts = self._prompts.data[torch.cat([negatives, prompts])]
+            texts = self._prompts.data.index_select(0, torch.cat([negatives, prompts]))
             both = self._networks.unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), texts)
             negative, prediction = both.chunk(2)
         else:
-            negative, prediction = None, self._networks.unet(x, timesteps, self._prompts.data[prompts])
-        return denoise.advance(
-            x, residual, self._noise.data[noise_rows], prediction, negative, columns, self._guidance
-        )
+            texts = self._prompts.data.index_select(0, prompts)
+            negative, prediction = None, self._networks.unet(x, timesteps, texts)
+        noise = self._noise.data.index_select(0, noise_rows)
+        return denoise.advance(x, residual, noise, prediction, negative, columns, self._guidance)
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures, and for each whether its latents and what the VAE made of them are finite."""

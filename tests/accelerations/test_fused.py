@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_norm, silu
+from torch.nn.functional import (
+    conv2d,
+    gelu,
+    group_norm,
+    interpolate,
+    layer_norm,
+    scaled_dot_product_attention,
+    silu,
+)
 
 from app.accelerations import fused
 from app.accelerations.base import AccelerationError
@@ -24,7 +32,14 @@ from tests import tiny
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="pip install triton")
 
-from app.accelerations._fused import convolutions, modules, norms, pointwise  # noqa: E402
+from app.accelerations._fused import (  # noqa: E402
+    attention,
+    convolutions,
+    modules,
+    norms,
+    pointwise,
+    products,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,15 +126,37 @@ def test_add_bias(channels: int) -> None:
     assert made is x
 
 
-@pytest.mark.parametrize("width", [320, 2560])
-def test_geglu(width: int) -> None:
-    x = torch.randn(2, 5, 2 * width, device=DEVICE)
-    value, gate = x.chunk(2, -1)
-    around = torch.zeros(2, 5, width + 12, device=DEVICE)
-    pointwise.geglu(x, around[..., 4 : width + 4])
-    assert close(around[..., 4 : width + 4], value * gelu(gate))
-    assert not around[..., :4].any()
-    assert not around[..., width + 4 :].any()
+@pytest.mark.parametrize(("rows", "width"), [(5, 320), (70, 96)])
+def test_geglu(rows: int, width: int) -> None:
+    layer = torch.nn.Linear(48, 2 * width, device=DEVICE).requires_grad_(False)
+    x = torch.randn(2, rows, 48, device=DEVICE)
+    value, gate = layer(x).chunk(2, -1)
+    around = torch.zeros(2, rows, width + 16, device=DEVICE)
+    products.geglu(x, layer.weight, layer.bias, around[..., 8 : width + 8])
+    assert close(around[..., 8 : width + 8], value * gelu(gate))
+    assert not around[..., :8].any()
+    assert not around[..., width + 8 :].any()
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(128, 128), (100, 77), (64, 256), (5, 130)])
+def test_attention(queries: int, keys: int) -> None:
+    heads, width = 2, 2 * attention.WIDTH
+    query, key, value = (
+        torch.randn(2, length, 4 * width, device=DEVICE, dtype=torch.float16)[..., width : 2 * width]
+        for length in (queries, keys, keys)
+    )
+    made = attention.attention(query, key, value, heads)
+    q, k, v = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    assert close(made, scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), 1e-3)
+    assert made.is_contiguous()
+
+
+def test_attention_does_not_see_the_other_pictures() -> None:
+    query, key, value = torch.randn(3, 2, 77, 64, device=DEVICE, dtype=torch.float16)
+    before = attention.attention(query, key, value, 1)[0]
+    for tensor in (query, key, value):
+        tensor[1] = 3 * tensor[1] + 1
+    assert torch.equal(attention.attention(query, key, value, 1)[0], before)
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 5, 7), (1, 320, 8, 3), (1, 64, 1, 1)])

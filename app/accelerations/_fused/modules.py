@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, linear, relu, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, conv_transpose2d, linear, relu, silu
 
+from app.accelerations._fused.attention import attention
 from app.accelerations._fused.convolutions import (
     conv_from_few,
     conv_to_few,
@@ -22,7 +23,8 @@ from app.accelerations._fused.convolutions import (
     weights_to_few,
 )
 from app.accelerations._fused.norms import add_layer_norm, fits, group_norm
-from app.accelerations._fused.pointwise import add_bias, geglu, upsample
+from app.accelerations._fused.pointwise import add_bias, upsample
+from app.accelerations._fused.products import geglu
 
 Span = slice
 """A module's part of a common projection."""
@@ -248,11 +250,13 @@ class Transformer(nn.Module):
         """What the last layer takes, (B, N, C + F), of (B, N, C) and the prompts' projection."""
         width = x.shape[-1]
         normed = self._norm(0, x, None)[1]
-        x, normed = self._norm(1, x, self.own_out(self._attend(*linear(normed, self.qkv).chunk(3, -1))))
-        keys, values = prompts[..., self.span].chunk(2, -1)
+        query, key, value = linear(normed, self.qkv).chunk(3, -1)
+        x, normed = self._norm(1, x, self.own_out(attention(query, key, value, self.heads)))
+        key, value = prompts[..., self.span].chunk(2, -1)
+        attended = attention(self.query(normed), key, value, self.heads)
         both = x.new_empty(*x.shape[:-1], self.last.shape[1])
-        normed = self._norm(2, x, self.cross_out(self._attend(self.query(normed), keys, values)), both)[1]
-        geglu(self.widen(normed), both[..., width:])
+        normed = self._norm(2, x, self.cross_out(attended), both)[1]
+        geglu(normed, self.widen.weight, self.widen.bias, both[..., width:])
         return both
 
     def _norm(
@@ -260,10 +264,6 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         norm: Any = self.norms[which]
         return add_layer_norm(x, delta, norm.weight, norm.bias, norm.eps, total)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
-        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class _Linear(nn.Module):
