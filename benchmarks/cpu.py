@@ -1,7 +1,8 @@
 """Speed on a CPU with the embedded model, against the original: ``python -m benchmarks.cpu``.
 
-Both run the same weights in float32 on one thread; they are compared by the processor time that a frame
-takes, which other programs on the machine disturb least. Results: ``benchmarks/results/cpu.json``.
+Both run the same weights in float32 on one thread, ours with each acceleration for a CPU; they are compared
+by the processor time that a frame takes, which other programs on the machine disturb least. Results:
+``benchmarks/results/cpu.json``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.results import FOLDER, save, summary
 from benchmarks.streams import Load, pictures
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "mini"
+ACCELERATIONS = ("none", "onnx")
 STEPS = (1, 2)
 STREAMS = (1, 4)
 
@@ -94,10 +96,10 @@ def measure_original(
     }
 
 
-def build(model: Model, size: int) -> Engine:
+def build(model: Model, size: int, name: str) -> Engine:
     """The engine with its default batch sizes."""
     buckets = (1, 2, 3, 4)
-    acceleration = load_acceleration("none", model.device, Path("engines"))
+    acceleration = load_acceleration(name, model.device, Path("engines"))
     runner = DiffusionRunner(
         model,
         acceleration.networks(model, Shapes(size, size, buckets, buckets), lambda _words: None),
@@ -112,10 +114,10 @@ def build(model: Model, size: int) -> Engine:
     return Engine(lambda _report: runner, buckets=buckets, stream_batch=False)
 
 
-async def measure(model: Model, size: int, rounds: int, seconds: float) -> dict[str, Any]:
+async def measure(model: Model, name: str, size: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Both in short turns, so that whatever else the machine does disturbs them alike."""
     images = pictures(8, size, size)
-    engine = build(model, size)
+    engine = build(model, size, name)
     load_now = Load(engine, [], images)
     await engine.start(lambda events: load_now.deliver(events))
     found = {}
@@ -137,7 +139,7 @@ async def measure(model: Model, size: int, rounds: int, seconds: float) -> dict[
                 theirs["cpu_ms_per_frame"] / mine["cpu_ms_per_frame"]
                 for theirs, mine in zip(original, ours, strict=True)
             ]
-            found[f"steps {steps}, streams {streams}"] = {
+            found[f"{name}, steps {steps}, streams {streams}"] = {
                 "ratio": summary(ratios),
                 **{
                     f"{who} {figure}": summary([turn[figure] for turn in turns])
@@ -160,7 +162,9 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = ModelSettings(model_id=str(MODEL), device="cpu")
     model = load(settings, PipelineSettings(use_tiny_vae=True), lambda _words: None)
-    found = asyncio.run(measure(model, arguments.size, arguments.rounds, arguments.seconds))
+    found: dict[str, Any] = {}
+    for name in ACCELERATIONS:
+        found |= asyncio.run(measure(model, name, arguments.size, arguments.rounds, arguments.seconds))
     for name, figures in found.items():
         ratio = figures["ratio"]
         print(f"{name}: {ratio['median']} ({ratio['p25']} to {ratio['p75']}) times as fast as the original")

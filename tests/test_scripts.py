@@ -90,7 +90,7 @@ def test_cpu_takes_the_small_torch_from_its_index(installed: Checkout) -> None:
     (installed.folder / "reachable").touch()
     assert installed.install() == [
         f"install -c constraints.txt --index-url {CPU_INDEX} torch",
-        "install -c constraints.txt -r requirements.txt",
+        "install -c constraints.txt -r requirements.txt -r requirements-onnx.txt",
     ]
 
 
@@ -100,7 +100,7 @@ def test_cpu_without_that_index_takes_the_tested_version(installed: Checkout) ->
 
 def test_torch_that_is_there_is_kept(installed: Checkout) -> None:
     (installed.folder / "torch").write_text("torch==2.13.0+cpu\n")
-    assert installed.install() == ["install -c constraints.txt -r requirements.txt"]
+    assert installed.install() == ["install -c constraints.txt -r requirements.txt -r requirements-onnx.txt"]
 
 
 def test_gpu_takes_the_usual_torch_and_xformers(installed: Checkout) -> None:
@@ -119,7 +119,7 @@ def test_gpu_that_was_added_later_replaces_the_cpu_build(installed: Checkout) ->
 
 def test_dev_adds_the_reference_without_its_old_libraries(installed: Checkout) -> None:
     assert installed.install("dev")[1:] == [
-        "install -c constraints.txt -r requirements.txt -r requirements-dev.txt",
+        "install -c constraints.txt -r requirements.txt -r requirements-dev.txt -r requirements-onnx.txt",
         "install --no-deps streamdiffusion==0.1.1",
         "install --no-deps triton==3.9.0",
     ]
@@ -161,14 +161,14 @@ def test_missing_venv_module_is_named(checkout: Checkout) -> None:
 def test_without_gpu_the_embedded_model_is_served_and_said_so(installed: Checkout) -> None:
     variables, said = installed.serve()
     assert variables[MODEL] == "models/mini"
-    assert variables[ACCELERATION] == "none"
+    assert variables[ACCELERATION] == "auto"
     assert "No NVIDIA GPU was found" in said
     assert f"{MODEL}=stabilityai/sd-turbo ./run" in said
 
 
 def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
     variables, said = installed.serve(STREAMDIFFUSION_MODEL__MODEL_ID="some/model")
-    assert variables == {MODEL: "some/model", ACCELERATION: "none"}
+    assert variables == {MODEL: "some/model", ACCELERATION: "auto"}
     assert "your model runs on the CPU" in said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,10 +15,12 @@ from app.models.networks import Networks
 
 log = logging.getLogger(__name__)
 
-FASTEST = "fused"
-"""By the figures of docs/performance.md, with CUDA graphs. xformers is not: since 0.0.35 it calls kernels
-that PyTorch has too, and PyTorch chooses among more."""
+FASTEST = {"cuda": "fused", "cpu": "onnx"}
+"""By the figures of docs/performance.md, on a GPU with CUDA graphs. xformers is not: since 0.0.35 it calls
+kernels that PyTorch has too, and PyTorch chooses among more."""
 ANYWHERE = "none"
+LARGE = 2**31
+"""Bytes of a UNet for which an export at every start, to disk and back, takes longer than it is worth."""
 
 
 class Acceleration(BaseAcceleration):
@@ -30,8 +33,11 @@ class Acceleration(BaseAcceleration):
 
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         """Those of the fastest if it can execute the model; if not, the log says why."""
+        name = FASTEST.get(model.device.type, ANYWHERE)
+        if name == "onnx" and _bytes(model.unet) > LARGE:
+            name = ANYWHERE
         try:
-            return self._take(FASTEST, model, shapes, report)
+            return self._take(name, model, shapes, report)
         except AccelerationError as error:
             # On a GPU something can be done about it, and it costs several times the speed.
             log.log(logging.WARNING if model.device.type == "cuda" else logging.INFO, "%s", error)
@@ -40,3 +46,7 @@ class Acceleration(BaseAcceleration):
     def _take(self, name: str, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         self.name = name
         return load_acceleration(name, model.device, self.engine_dir).networks(model, shapes, report)
+
+
+def _bytes(network: Any) -> int:
+    return sum(parameter.nbytes for parameter in network.parameters())

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from app.accelerations._onnx_export import OPSET, Network, export, networks
 from app.accelerations._tensorrt import cache, provider
 from app.accelerations._tensorrt.build import build
 from app.accelerations._tensorrt.engine import Engine
-from app.accelerations._tensorrt.export import OPSET, Network, export, networks
 from app.accelerations.base import AccelerationError, BaseAcceleration, Shapes
 from app.models.model import Model
 from app.models.networks import Networks

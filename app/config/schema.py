@@ -124,8 +124,8 @@ class ModelSettings(Section):
     )
     acceleration: AccelerationName = Field(
         default="xformers",
-        description="A file of `app/accelerations`: `xformers`, `tensorrt`, `compile`, `fused` or `none`; "
-        "`auto` is the fastest that works without a build of minutes, with CUDA graphs on a GPU. "
+        description="A file of `app/accelerations`: `xformers`, `tensorrt`, `compile`, `fused`, `onnx` or "
+        "`none`; `auto` is the fastest that works without a build of minutes, with CUDA graphs on a GPU. "
         "docs/performance.md compares them.",
     )
     engine_dir: Path = Field(default=Path("engines"), description="Folder that caches TensorRT engines.")

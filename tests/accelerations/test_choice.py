@@ -27,7 +27,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def test_auto_takes_what_works(tmp_path: Path) -> None:
     auto = load_acceleration("auto", CPU, tmp_path)
     networks = auto.networks(deepcopy(tiny.model()), Shapes(64, 64, (1,), (1,)), lambda words: None)
-    assert auto.name == "none"
+    assert auto.name == "onnx"
     assert networks.unet(*inputs()).isfinite().all()
 
 
@@ -50,9 +50,9 @@ def test_auto_takes_the_fastest_and_passes_over_what_cannot_do_this_model(
             return model.networks()
 
     load = accelerations._load
-    monkeypatch.setattr(accelerations, "_load", lambda name: Fast if name == "fused" else load(name))
+    monkeypatch.setattr(accelerations, "_load", lambda name: Fast if name == "onnx" else load(name))
     shapes = Shapes(64, 64, (1,), (1,))
-    for fits, name in ((True, "fused"), (False, "none")):
+    for fits, name in ((True, "onnx"), (False, "none")):
         Fast.fits = fits
         auto = load_acceleration("auto", CPU, tmp_path)
         auto.networks(deepcopy(tiny.model()), shapes, lambda words: None)
@@ -60,15 +60,19 @@ def test_auto_takes_the_fastest_and_passes_over_what_cannot_do_this_model(
     assert tried == [True, False]
 
 
-@pytest.mark.parametrize(("device", "level"), [(CPU, logging.INFO), (CUDA, logging.WARNING)])
+@pytest.mark.parametrize(
+    ("device", "fastest", "level"), [(CPU, "onnx", logging.INFO), (CUDA, "fused", logging.WARNING)]
+)
 def test_a_gpu_without_the_fastest_is_a_warning(
     device: torch.device,
+    fastest: str,
     level: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("app.accelerations.fused.Acceleration.problems", lambda device: ["no compiler"])
+    problems = f"app.accelerations.{fastest}.Acceleration.problems"
+    monkeypatch.setattr(problems, lambda device: ["no compiler"])
     model = replace(deepcopy(tiny.model()), device=device)
     auto = load_acceleration("auto", device, tmp_path)
     with caplog.at_level(logging.INFO, "app.accelerations"):

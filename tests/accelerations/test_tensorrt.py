@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from app.accelerations import tensorrt
+from app.accelerations._onnx_export import Network, export, networks
 from app.accelerations._tensorrt import cache, provider
 from app.accelerations._tensorrt.build import build
 from app.accelerations._tensorrt.engine import Engine
-from app.accelerations._tensorrt.export import Network, export, networks
 from app.accelerations.base import AccelerationError, Shapes
 from app.models.model import Model
 from tests import tiny

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.accelerations._tensorrt.export import Network
+from app.accelerations._onnx_export import Network
 from app.accelerations.base import AccelerationError
 
 log = logging.getLogger(__name__)
