@@ -26,7 +26,7 @@ RUN set -- -r requirements.txt; \
 FROM python:3.11-slim-bookworm
 
 # The accelerations `fused` and `compile` write their kernels when the server starts: in C for a GPU, in C++ for
-# a CPU. Empty leaves 0.25 GB out, and `auto` then takes plain PyTorch.
+# a CPU. Empty leaves 0.25 GB out, and `auto` then takes plain PyTorch on a GPU.
 ARG COMPILERS="gcc g++"
 
 # No versions: Debian keeps only the newest. The compilers are several words.

@@ -248,7 +248,7 @@ def _measured_before(path: Path) -> Figures:
     return {
         name: figures
         for name, figures in before["variants"].items()
-        if all(figures["machine"].get(key) == here.get(key) for key in ("gpu", "cudnn", "versions"))
+        if all(figures.get("machine", {}).get(key) == here[key] for key in ("gpu", "cudnn", "versions"))
     }
 
 

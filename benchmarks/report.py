@@ -246,7 +246,8 @@ def planned(name: str, language: capacity.Language, rows: capacity.Rows) -> str:
 def measured_gpu(language: capacity.Language, gpu: Figures, server: Figures) -> str:
     """Users of one GPU, and which GPU that is."""
     machine = gpu["machine"]
-    caption = f"{machine['gpu']}, torch {machine['versions']['torch']}, {machine['date'][:10]}"
+    dates = sorted({figures["machine"]["date"][:10] for figures in gpu["variants"].values()})
+    caption = f"{machine['gpu']}, torch {machine['versions']['torch']}, {', '.join(dates)}"
     return f"{caption}\n\n{planned('gpu', language, capacity.users_of_a_gpu(gpu, server))}"
 
 

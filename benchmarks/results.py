@@ -23,6 +23,7 @@ LIBRARIES = (
     "streamdiffusion",
     "tensorrt",
     "tensorrt-rtx",
+    "onnxruntime",
     "numpy",
     "simplejpeg",
     "uvicorn",

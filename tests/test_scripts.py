@@ -32,6 +32,7 @@ class Checkout:
         shutil.copytree(ROOT / "scripts", self.folder / "scripts")
         for path in [ROOT / "run", *ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"]:
             shutil.copy(path, self.folder)
+        self.configure("xformers")
         # Not the real one, if this machine has a GPU.
         self.program(self.tools / "nvidia-smi", "exit 9")
 
@@ -39,6 +40,11 @@ class Checkout:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
+
+    def configure(self, acceleration: str) -> None:
+        """The configuration file, as far as ./run looks into it."""
+        (self.folder / "app/config").mkdir(parents=True, exist_ok=True)
+        (self.folder / "app/config/config.yaml").write_text(f'model:\n  acceleration: "{acceleration}"\n')
 
     def environment_made(self) -> None:
         self.program(self.folder / ".venv/bin/pip", "exit 1")
@@ -182,9 +188,18 @@ def test_commented_example_sets_nothing(installed: Checkout) -> None:
     assert installed.serve()[0][MODEL] == "models/mini"
 
 
-def test_with_gpu_the_configuration_decides(installed: Checkout) -> None:
+def test_with_gpu_the_fastest_is_taken_unless_the_configuration_says_which(installed: Checkout) -> None:
     installed.gpu()
+    assert installed.serve()[0] == {ACCELERATION: "auto"}
+    installed.configure("fused")
     assert installed.serve()[0] == {}
+
+
+def test_without_gpu_the_configuration_says_which_too(installed: Checkout) -> None:
+    installed.configure("compile")
+    assert ACCELERATION not in installed.serve()[0]
+    (installed.folder / "mine.yaml").touch()
+    assert ACCELERATION not in installed.serve(STREAMDIFFUSION_CONFIG="mine.yaml")[0]
 
 
 @pytest.mark.parametrize(("check", "pytest_", "status"), [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 5)])

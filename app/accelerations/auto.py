@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -19,8 +18,6 @@ FASTEST = {"cuda": "fused", "cpu": "onnx"}
 """By the figures of docs/performance.md, on a GPU with CUDA graphs. xformers is not: since 0.0.35 it calls
 kernels that PyTorch has too, and PyTorch chooses among more."""
 ANYWHERE = "none"
-LARGE = 2**31
-"""Bytes of a UNet for which an export at every start, to disk and back, takes longer than it is worth."""
 
 
 class Acceleration(BaseAcceleration):
@@ -33,11 +30,8 @@ class Acceleration(BaseAcceleration):
 
     def networks(self, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         """Those of the fastest if it can execute the model; if not, the log says why."""
-        name = FASTEST.get(model.device.type, ANYWHERE)
-        if name == "onnx" and _bytes(model.unet) > LARGE:
-            name = ANYWHERE
         try:
-            return self._take(name, model, shapes, report)
+            return self._take(FASTEST[model.device.type], model, shapes, report)
         except AccelerationError as error:
             # On a GPU something can be done about it, and it costs several times the speed.
             log.log(logging.WARNING if model.device.type == "cuda" else logging.INFO, "%s", error)
@@ -46,7 +40,3 @@ class Acceleration(BaseAcceleration):
     def _take(self, name: str, model: Model, shapes: Shapes, report: Callable[[str], None]) -> Networks:
         self.name = name
         return load_acceleration(name, model.device, self.engine_dir).networks(model, shapes, report)
-
-
-def _bytes(network: Any) -> int:
-    return sum(parameter.nbytes for parameter in network.parameters())

@@ -51,7 +51,9 @@ def _working_modules(model: Model) -> Any:
     """
     try:
         modules = import_module("app.accelerations._fused.modules")
-        modules.upsample(torch.zeros(1, 1, 1, 1, device=model.device, dtype=model.dtype))
+        some = torch.zeros(1, 16, 64, device=model.device, dtype=torch.float16)
+        modules.attention(some, some, some, 1)
+        modules.upsample(some[..., None])
         torch.cuda.synchronize(model.device)
     except Exception as error:  # compilers, linkers and drivers raise what they like
         reason = str(error).strip().partition("\n")[0]

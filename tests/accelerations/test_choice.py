@@ -25,6 +25,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_auto_takes_what_works(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-onnx.txt")
     auto = load_acceleration("auto", CPU, tmp_path)
     networks = auto.networks(deepcopy(tiny.model()), Shapes(64, 64, (1,), (1,)), lambda words: None)
     assert auto.name == "onnx"

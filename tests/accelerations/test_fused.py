@@ -126,20 +126,28 @@ def test_add_bias(channels: int) -> None:
     assert made is x
 
 
-@pytest.mark.parametrize(("rows", "width"), [(5, 320), (70, 96)])
-def test_geglu(rows: int, width: int) -> None:
-    layer = torch.nn.Linear(48, 2 * width, device=DEVICE).requires_grad_(False)
-    x = torch.randn(2, rows, 48, device=DEVICE)
-    value, gate = layer(x).chunk(2, -1)
-    around = torch.zeros(2, rows, width + 16, device=DEVICE)
+@pytest.mark.parametrize(("rows", "width", "dtype"), [(5, 320, torch.float32), (550, 96, torch.float16)])
+@pytest.mark.parametrize("gathers", [True, False])
+def test_geglu(
+    rows: int, width: int, dtype: torch.dtype, gathers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not gathers:
+        monkeypatch.setattr(products, "gathers_tiles", lambda _tensor: False)
+    layer = torch.nn.Linear(48, 2 * width, device=DEVICE, dtype=dtype).requires_grad_(False)
+    x = torch.randn(2, rows, 48, device=DEVICE, dtype=dtype)
+    value, gate = layer.float()(x.float()).chunk(2, -1)
+    layer.to(dtype)
+    around = torch.zeros(2, rows, width + 16, device=DEVICE, dtype=dtype)
     products.geglu(x, layer.weight, layer.bias, around[..., 8 : width + 8])
-    assert close(around[..., 8 : width + 8], value * gelu(gate))
+    assert close(around[..., 8 : width + 8], value * gelu(gate), 1e-5 if dtype == torch.float32 else 2e-3)
     assert not around[..., :8].any()
     assert not around[..., width + 8 :].any()
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(128, 128), (100, 77), (64, 256), (5, 130)])
-def test_attention(queries: int, keys: int) -> None:
+@pytest.mark.parametrize("few", [attention.FEW_PROGRAMS, 0])
+def test_attention(queries: int, keys: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "FEW_PROGRAMS", few)
     heads, width = 2, 2 * attention.WIDTH
     query, key, value = (
         torch.randn(2, length, 4 * width, device=DEVICE, dtype=torch.float16)[..., width : 2 * width]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from app.accelerations import auto, load_acceleration, onnx
+from app.accelerations import load_acceleration, onnx
 from app.accelerations.base import AccelerationError, Shapes
 from app.models.model import Model
 from app.models.networks import Networks
@@ -78,11 +79,26 @@ def test_what_it_cannot_do_is_said(model: Model, monkeypatch: pytest.MonkeyPatch
         load_acceleration("onnx", CPU, Path())
 
 
-@pytest.mark.parametrize(("large", "name"), [(2**31, "onnx"), (1000, "none")])
-def test_auto_takes_it_for_small_models(
-    model: Model, monkeypatch: pytest.MonkeyPatch, large: int, name: str
-) -> None:
-    monkeypatch.setattr(auto, "LARGE", large)
+def taken(model: Model) -> str:
+    """What `auto` takes."""
     chosen = load_acceleration("auto", CPU, Path())
     chosen.networks(deepcopy(model), SHAPES, lambda _words: None)
-    assert chosen.name == name
+    return chosen.name
+
+
+def test_auto_takes_it_for_small_models(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert taken(model) == "onnx"
+    monkeypatch.setattr(onnx, "LARGE", 1000)
+    with pytest.raises(AccelerationError, match="for small models"):
+        load_acceleration("onnx", CPU, Path()).networks(model, SHAPES, lambda _words: None)
+    assert taken(model) == "none"
+
+
+def test_auto_passes_over_it_where_the_disk_is_full(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "export", full)
+    with pytest.raises(AccelerationError, match="No space left on device"):
+        load_acceleration("onnx", CPU, Path()).networks(model, SHAPES, lambda _words: None)
+    assert taken(model) == "none"

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from app.accelerations._fused.tiles import gathers_tiles
+
 WIDTH = 64
 """Channels of a head that the kernel is written for."""
 QUERIES, KEYS = 64, 128
@@ -68,7 +70,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """
     batch, tokens, channels = query.shape
     programs = triton.cdiv(tokens, QUERIES) * heads * batch
-    if channels != heads * WIDTH or programs > FEW_PROGRAMS or query.element_size() != 2:
+    if not _fits(query, heads) or programs > FEW_PROGRAMS:
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
         return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     y = query.new_empty(batch, tokens, channels)
@@ -80,6 +82,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         QUERIES=QUERIES, KEYS=turn, WIDTH=WIDTH, WHOLE=keys % turn == 0, num_warps=4, num_stages=2,
     )  # fmt: skip
     return y
+
+
+def _fits(query: Tensor, heads: int) -> bool:
+    return query.shape[2] == heads * WIDTH and query.element_size() == 2 and gathers_tiles(query)
 
 
 def _described(tensor: Tensor, rows: int) -> Any:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import linear
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from app.accelerations._fused import pointwise
+from app.accelerations._fused.tiles import gathers_tiles
 
 COLUMNS, DEPTH = 64, 64
 """Of one program, and of one turn of its loop."""
@@ -44,7 +48,7 @@ def _geglu(
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
     """Of a linear layer's 2 F results the first half times GELU of the second (arXiv:2002.05202); what lies
-    between is not written to memory.
+    between is not written to memory where the GPU gathers tiles.
 
     Args:
         x: (B, N, C), contiguous.
@@ -52,6 +56,8 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
         bias: (2 F,).
         y: where it goes: (B, N, F), F columns of a contiguous tensor.
     """
+    if not gathers_tiles(x):
+        return pointwise.geglu(linear(x, weight, bias), y)
     flat, target = x.flatten(0, 1), y.flatten(0, 1)
     (rows, depth), width = flat.shape, y.shape[2]
     tall = 64 if rows <= FEW_ROWS else 128
