@@ -1,8 +1,8 @@
 """Speed on a CPU with the embedded model, against the original: ``python -m benchmarks.cpu``.
 
-Both run the same weights in float32 on one thread, ours with each acceleration for a CPU; they are compared
-by the processor time that a frame takes, which other programs on the machine disturb least. Results:
-``benchmarks/results/cpu.json``.
+Both run the same weights in float32 on one thread, ours with `none` and with `onnx`; they are compared by the
+processor time that a frame takes, which other programs on the machine disturb least. Then the whole server
+with one user. Results: ``benchmarks/results/cpu.json``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from app.models.loader import load
 from app.models.model import Model
 from app.pipelines import load_pipelines
 from benchmarks.results import FOLDER, save, summary
+from benchmarks.serving import Server, picture
+from benchmarks.serving import load as load_server
 from benchmarks.streams import Load, pictures
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "mini"
@@ -114,6 +117,36 @@ def build(model: Model, size: int, name: str) -> Engine:
     return Engine(lambda _report: runner, buckets=buckets, stream_batch=False)
 
 
+def serve(port: int, acceleration: str, size: int, pipe: Connection) -> None:
+    """The whole server's process, until it is killed."""
+    from app import main
+    from app.config.schema import Settings
+
+    settings = Settings.model_validate(
+        {
+            "model": {"model_id": str(MODEL), "device": "cpu", "acceleration": acceleration, "threads": 1},
+            "pipeline": {"width": size, "height": size},
+            "server": {"host": "127.0.0.1", "port": port, "log_level": "warning"},
+        }
+    )
+    pipe.send({})
+    main.serve(main.create_app(settings), settings)
+
+
+def measure_server(size: int, rounds: int, seconds: float) -> dict[str, list[Any]]:
+    """One user of the whole server, as fast as it can, with each acceleration in turn."""
+    sent = [picture(15, "420", 85, seed, size) for seed in range(4)]
+    found: dict[str, list[Any]] = {name: [] for name in ACCELERATIONS}
+    for _ in range(rounds):
+        for name, runs in found.items():
+            server = Server(serve, name, size)
+            try:
+                runs.append(asyncio.run(load_server(server, sent, users=1, seconds=seconds)))
+            finally:
+                server.stop()
+    return found
+
+
 async def measure(model: Model, name: str, size: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Both in short turns, so that whatever else the machine does disturbs them alike."""
     images = pictures(8, size, size)
@@ -168,7 +201,11 @@ def main() -> None:
     for name, figures in found.items():
         ratio = figures["ratio"]
         print(f"{name}: {ratio['median']} ({ratio['p25']} to {ratio['p75']}) times as fast as the original")
-    print(save("cpu", {"size": arguments.size, "threads": 1, "loads": found}, arguments.output))
+    served = measure_server(arguments.size, 3, 4 * arguments.seconds)
+    for name, runs in served.items():
+        print(f"the whole server, {name}: {[run['frames_per_second'] for run in runs]} frames/s")
+    figures = {"size": arguments.size, "threads": 1, "loads": found, "server": served}
+    print(save("cpu", figures, arguments.output))
 
 
 if __name__ == "__main__":

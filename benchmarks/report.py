@@ -23,6 +23,7 @@ from benchmarks.results import FOLDER
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 Figures = Mapping[str, Any]
+WAYS = ("padded", "by cost")
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -173,6 +174,33 @@ def on_cpu(found: Figures) -> str:
     )
 
 
+def scheduling(found: Figures) -> str:
+    """Users of a played device, with batches that are padded and with batches chosen by their cost."""
+    return table(
+        ["users", "frames/s, padded", "frames/s, by cost", "age p50, ms, padded", "age p50, ms, by cost"],
+        (
+            [
+                users,
+                *(runs[way]["frames_per_second"] for way in WAYS),
+                *(runs[way]["age_ms"]["median"] for way in WAYS),
+            ]
+            for users, runs in found["loads"].items()
+        ),
+    )
+
+
+def server_on_cpu(found: Figures) -> str:
+    """One user of the whole server on a CPU: the runs of each acceleration."""
+    return table(
+        ["", "frames/s", "age p50, ms", "age p99, ms"],
+        (
+            [name, run["frames_per_second"], run["age_ms"]["p50"], run["age_ms"]["p99"]]
+            for name, runs in found["server"].items()
+            for run in sorted(runs, key=lambda run: run["frames_per_second"])
+        ),
+    )
+
+
 def serving(found: Figures) -> str:
     """The serving layer alone: what a frame costs the server, beside decoding and encoding it."""
     rows = (
@@ -300,7 +328,9 @@ def performance(language: capacity.Language) -> Tables:
         "server": (("gpu-server",), server),
         "one stream": (("gpu",), one_stream),
         "many streams": (("gpu",), many_streams),
+        "scheduling": (("scheduling",), scheduling),
         "cpu": (("cpu",), on_cpu),
+        "server on cpu": (("cpu",), server_on_cpu),
         "serving": (("serving-cpu",), serving),
     }
     if language == "zh":

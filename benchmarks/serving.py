@@ -40,7 +40,7 @@ SERVER_CORE, CLIENT_CORE = 0, 1
 class PassThrough:
     """A runner that gives every picture back; with ``tick`` its device is that long at it, in seconds."""
 
-    free_rows = 1
+    costs: Mapping[int, float] = {}
     reads_negative_prompts = False
     description: Mapping[str, str | int | bool] = {"model": "pass-through"}
 
@@ -87,14 +87,14 @@ class Batch:
         return [row.frame.image for row in self.rows if row.finishes]
 
 
-def picture(kilobytes: int, subsampling: str, quality: int, seed: int) -> bytes:
-    """A JPEG of about the size wanted: waves with as much noise as it takes."""
+def picture(kilobytes: int, subsampling: str, quality: int, seed: int, size: int = SIZE) -> bytes:
+    """A square JPEG of about the weight wanted: waves with as much noise as it takes."""
     import cv2
     import simplejpeg
 
     random = np.random.default_rng(seed)
-    grain = cv2.GaussianBlur(random.normal(0, 1, (SIZE, SIZE, 3)).astype(np.float32), (0, 0), 0.7)
-    x, y = np.meshgrid(np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32))
+    grain = cv2.GaussianBlur(random.normal(0, 1, (size, size, 3)).astype(np.float32), (0, 0), 0.7)
+    x, y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
     waves = np.stack([np.sin(x / 40 + seed), np.sin(y / 30 + seed), np.sin((x + y) / 60)], -1) * 60 + 127
     low, high = 0.0, 200.0
     for _ in range(20):

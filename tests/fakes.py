@@ -53,7 +53,7 @@ class FakeRunner:
     invert: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
-    free_rows: int = 1
+    costs: Mapping[int, float] = field(default_factory=dict)
     reads_negative_prompts: bool = True
 
     def __post_init__(self) -> None:

@@ -153,7 +153,7 @@ class Engine:
         except BaseException as error:  # noqa: BLE001 - whatever it is, start() raises it
             self._call(self._end_start, error)
             return
-        self._scheduler.free_rows = runner.free_rows
+        self._scheduler.learn(runner.costs)
         self._prompts.negative = runner.reads_negative_prompts
         self.description = runner.description
         prompts = threading.Thread(target=self._encode_prompts, args=(runner,), name="prompts", daemon=True)

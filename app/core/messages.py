@@ -193,8 +193,8 @@ class Runner(Protocol):
     """What the engine thread drives: a model on a device, or a fake one in tests."""
 
     @property
-    def free_rows(self) -> int:
-        """So many rows cost about what one row costs; at least 1."""
+    def costs(self) -> Mapping[int, float]:
+        """What a tick of each batch size takes, in seconds; empty where that was not measured."""
 
     @property
     def reads_negative_prompts(self) -> bool:

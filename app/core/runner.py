@@ -51,9 +51,6 @@ Execute = Callable[..., Any]
 WARM_CALLS = 3
 """So often every function runs before frames do: kernels are tuned, compiled and captured by then."""
 
-FREE_COST = 1.25
-"""A batch that takes at most so many times what one row takes counts as free."""
-
 
 def execute(_key: object, function: Callable[..., Any], *tensors: Tensor) -> Any:
     """The plain way: call it."""
@@ -181,7 +178,7 @@ class DiffusionRunner:
         self._prompts = LruTable(2 * slots + 64, empty.shape, model.dtype, device)
         self._transfer: Transfer = CudaTransfer(device) if device.type == "cuda" else HostTransfer()
         self._pace = Pace()
-        self.free_rows = 1
+        self.costs: Mapping[int, float] = {}
 
     def encode(self, text: str) -> Embedding:
         """The embedding of a prompt."""
@@ -219,8 +216,8 @@ class DiffusionRunner:
     @torch.inference_mode()
     def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:
         """Run every batch size in every mode, so that nothing is compiled, tuned or captured later, then
-        ``ticks`` more of the smallest; measure which sizes are free. On the CPU nothing depends on the
-        size, and a larger one is never free.
+        ``ticks`` more of the smallest; measure what each size takes. On the CPU nothing depends on the
+        size, so one is enough.
         """
         sizes = self._buckets if self._model.device.type == "cuda" else self._buckets[:1]
         stages = 2 if self._guidance == "initialize" else 1  # whose later steps have no negative pass
@@ -234,7 +231,7 @@ class DiffusionRunner:
             costs[size] = statistics.median(run(mode, size) for _ in range(3))
         for _ in range(ticks):
             run(mode, sizes[0])
-        self.free_rows = max(size for size in sizes if costs[size] <= FREE_COST * costs[sizes[0]])
+        self.costs = costs if sizes == self._buckets else {}
         log.info("seconds per tick by batch size: %s", {size: round(cost, 5) for size, cost in costs.items()})
 
     def _begin(self, mode: Mode, rows: list[Row]) -> None:

@@ -6,18 +6,24 @@ recently served first; then, only into rows that cost nothing, the next frame of
 (StreamDiffusion's stream batch, arXiv:2312.12491, section 3.1, as a policy). A session that was never
 served counts as served when it came, so that newcomers, however many, overtake nobody.
 
+A batch that is not full takes as long as a full one. So where two smaller ticks are done before one padded
+tick would be, the first of them carries what fills it, and the others are first in the second.
+
 Pure bookkeeping: no threads, no clock of its own, no torch. It does not know what a frame looks like.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.core.messages import SLOTS_PER_ROW, FrameIn, Row, SessionKey
 
 Embeddings = tuple[Any, ...]
+
+FREE_COST = 1.25
+"""A batch that takes at most so many times what the smallest takes counts as free."""
 
 
 class Scheduler:
@@ -51,8 +57,7 @@ class Scheduler:
         self._free_slots = deque(range(SLOTS_PER_ROW * self._buckets[-1]))  # the one longest free comes first
         self._last_served: dict[SessionKey, int] = {}
         self._admissions = 0
-        self.free_rows = 1
-        """So many rows cost about what one costs; the runner measures it."""
+        self.learn({})
 
     @property
     def capacity(self) -> int:
@@ -72,6 +77,12 @@ class Scheduler:
     def bucket(self, rows: int) -> int:
         """The smallest batch size that holds so many rows."""
         return next(size for size in self._buckets if size >= rows)
+
+    def learn(self, costs: Mapping[int, float]) -> None:
+        """Take what a tick of each batch size takes, in seconds; of none, where that is not known."""
+        smallest = costs.get(self._buckets[0], 0.0)
+        self._free = max((size for size in costs if costs[size] <= FREE_COST * smallest), default=1)
+        self._carried = _carried(self._buckets, costs)
 
     def limit(self, rows: int) -> None:
         """Carry at most so many rows from now on; when more are in flight they take turns."""
@@ -114,8 +125,12 @@ class Scheduler:
         busy = Counter(row.frame.session for row in self._in_flight.values())
         ready = self._ready()
         idle = [(frame, texts) for frame, texts in ready if not busy[frame.session]]
-        rows += self._admit(idle, room=self._limit - len(rows))
-        if self._stream_batch and rows:
+        wanted = min(self._limit, len(rows) + len(idle))
+        carried = self._carried[wanted]
+        if carried < len(rows):  # they run all the same, and others in what would be their padding
+            carried = self.bucket(len(rows))
+        rows += self._admit(idle, room=min(carried, wanted) - len(rows))
+        if self._stream_batch and 0 < wanted <= len(rows):
             again = [
                 (frame, texts)
                 for frame, texts in ready
@@ -123,7 +138,7 @@ class Scheduler:
             ]
             # Counted by sessions: rows that are there for nothing must not keep a large batch going.
             needed = len({row.frame.session for row in rows})
-            free = max(self.bucket(needed), self.free_rows)
+            free = max(self.bucket(needed), self._free)
             rows += self._admit(again, room=min(free, self._limit) - len(rows))
         return tuple(rows)
 
@@ -155,3 +170,20 @@ class Scheduler:
             self._admissions += 1
             admitted.append(row)
         return admitted
+
+
+def _carried(buckets: Sequence[int], costs: Mapping[int, float]) -> list[int]:
+    """How many of 0, 1, … rows the next tick carries: all, or as many as fill the largest batch size below
+    if that and what the others then take is less than all with their padding.
+    """
+    carried, seconds = [0], [0.0]
+    for rows in range(1, buckets[-1] + 1):
+        size = next(size for size in buckets if size >= rows)
+        part = max((size for size in buckets if size < rows), default=0)
+        ways = [(costs.get(size, 0.0), rows)]
+        if part and size > rows:
+            ways.append((costs.get(part, 0.0) + seconds[rows - part], part))
+        best = min(ways, key=lambda way: way[0])  # of equals the first
+        seconds.append(best[0])
+        carried.append(best[1])
+    return carried

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,10 +104,15 @@ class PlayedRunner:
     description: dict[str, str | int | bool] = {"model": "played"}  # noqa: RUF012 - as the protocol has it
 
     def __init__(
-        self, *, memory: int = 1000, free_rows: int = 1, lost_at: str = "", negative: bool = True
+        self,
+        *,
+        memory: int = 1000,
+        costs: Mapping[int, float] | None = None,
+        lost_at: str = "",
+        negative: bool = True,
     ) -> None:
         self.memory = memory
-        self.free_rows = free_rows
+        self.costs = costs or {}
         self.lost_at = lost_at
         self.reads_negative_prompts = negative
         self.faults: list[Exception] = []

@@ -210,7 +210,7 @@ async def test_who_leaves_holds_nobody_up() -> None:
 
 
 async def test_a_lone_user_may_have_several_frames_in_flight() -> None:
-    async with running(PlayedRunner(free_rows=2), stream_batch=True) as it:
+    async with running(PlayedRunner(costs={1: 1.0, 2: 1.1}), stream_batch=True) as it:
         it.runner.forward.close()
         it.submit(frame("a", 1, steps=4))
         await reached(it.runner.forward.reached)

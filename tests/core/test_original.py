@@ -101,7 +101,7 @@ def ours(
         embeddings=lambda frame: tuple(runner.encode(text) for text in frame.plan.texts),
         clock=lambda: 0.0,
     )
-    scheduler.free_rows = buckets[-1]
+    scheduler.learn(dict.fromkeys(buckets, 1.0))
     waiting = [FrameIn(SessionKey("user", 1), n, plan, image, 0.0) for n, image in enumerate(images)]
     order: list[int] = []
     while waiting or scheduler.waiting or scheduler.in_flight:

@@ -22,7 +22,7 @@ def frame(user: str, number: int = 1, *, steps: int = 1, prompt: str = "") -> Fr
 def create(*buckets: int, stream_batch: bool = False, free_rows: int = 1, **more: Any) -> Scheduler:
     arguments: dict[str, Any] = {"embeddings": lambda _frame: (), "clock": lambda: 0.0, **more}
     scheduler = Scheduler(buckets, stream_batch=stream_batch, **arguments)
-    scheduler.free_rows = free_rows
+    scheduler.learn({size: max(1.0, size / free_rows) for size in buckets})
     return scheduler
 
 
@@ -155,6 +155,7 @@ def test_a_session_alone_fills_only_rows_that_are_free() -> None:
 
 def test_padding_is_free() -> None:
     scheduler = create(1, 4, stream_batch=True)
+    scheduler.learn({1: 1.0, 4: 1.9})
     for user in "ab":
         scheduler.offer(frame(user, steps=3))
     assert users(tick(scheduler)) == "ab"
@@ -252,6 +253,76 @@ def test_a_row_is_dropped_once() -> None:
     assert second.slot == first.slot
     scheduler.drop(first)
     assert scheduler.in_flight == (second,)
+
+
+H100 = {1: 5.2, 2: 7.4, 4: 11.6, 8: 20.8, 16: 39.6}
+"""Milliseconds of a tick by batch size, SD-Turbo."""
+
+
+@pytest.mark.parametrize(
+    ("crowd", "sizes"),
+    [
+        (3, [3]),
+        (4, [4]),
+        (5, [4, 1]),
+        (6, [4, 2]),
+        (7, [7]),
+        (12, [8, 4]),
+        (13, [8, 4, 1]),
+        (15, [15]),
+        (16, [16]),
+    ],
+)
+def test_two_ticks_that_are_done_before_one_with_padding(crowd: int, sizes: list[int]) -> None:
+    scheduler = create(*H100)
+    scheduler.learn(H100)
+    names = "abcdefghijklmnop"[:crowd]
+    for user in names:
+        scheduler.offer(frame(user))
+    ticks = [tick(scheduler) for _ in sizes]
+    assert [len(rows) for rows in ticks] == sizes
+    assert "".join(map(users, ticks)) == names, "in the order in which they came"
+    assert tick(scheduler) == ()
+
+
+def test_who_did_not_fit_is_first_in_the_next_tick() -> None:
+    scheduler = create(*H100)
+    scheduler.learn(H100)
+    for user in "abcde":
+        scheduler.offer(frame(user))
+    assert users(tick(scheduler)) == "abcd"
+    for user in "abc":
+        scheduler.offer(frame(user, 2))
+    assert users(tick(scheduler)) == "eabc"
+
+
+def test_rows_in_flight_are_carried_whatever_the_padding() -> None:
+    scheduler = create(*H100)
+    scheduler.learn(H100)
+    for user in "abcd":
+        scheduler.offer(frame(user, steps=2))
+    assert users(tick(scheduler)) == "abcd"
+    scheduler.offer(frame("e"))
+    assert users(tick(scheduler)) == "abcd"
+    assert users(tick(scheduler)) == "e"
+
+
+def test_what_rows_in_flight_leave_of_their_batch_is_filled() -> None:
+    scheduler = create(*H100)
+    scheduler.learn(H100)
+    for user in "abcdefg":
+        scheduler.offer(frame(user, steps=1 if user in "ab" else 2))
+    assert users(tick(scheduler)) == "abcdefg"
+    scheduler.offer(frame("h"))
+    assert users(tick(scheduler)) == "cdefgh", "five of them take a batch of eight in any case"
+
+
+def test_of_unknown_costs_nothing_is_assumed() -> None:
+    scheduler = create(1, 8, stream_batch=True)
+    scheduler.learn({})
+    for user in "abcde":
+        scheduler.offer(frame(user))
+    assert len(tick(scheduler)) == 5
 
 
 # -- any order ----------------------------------------------------------------------------------------
@@ -448,8 +519,18 @@ class AnyOrderWithStreamBatch(AnyOrder):
     most_steps = 4
 
 
+class AnyOrderWithPadding(AnyOrder):
+    """Four rows are carried as two and two, five as two, two and one."""
+
+    buckets = (1, 2, 6)
+    stream_batch = True
+    most_steps = 3
+
+
 EFFORT = settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = EFFORT
 TestAnyOrderWithStreamBatch = AnyOrderWithStreamBatch.TestCase
 TestAnyOrderWithStreamBatch.settings = EFFORT
+TestAnyOrderWithPadding = AnyOrderWithPadding.TestCase
+TestAnyOrderWithPadding.settings = EFFORT
