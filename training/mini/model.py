@@ -22,16 +22,16 @@ GRID = tuple(999 - 20 * index for index in range(50))
 FACTOR = 4
 """Pixels per latent pixel of the autoencoder."""
 
-# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because a small model
-# can keep a picture's structure only through little noise; pure noise at the end, where video mode begins.
+# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because what noise hides
+# comes out blurred; pure noise at the end, where video mode begins.
 _NOISE_ANCHORS = (
-    (0, 0.01),
-    (19, 0.015),
-    (259, 0.05),
-    (499, 0.12),
-    (759, 0.32),
-    (899, 0.6),
-    (959, 0.82),
+    (0, 0.005),
+    (19, 0.006),
+    (259, 0.02),
+    (499, 0.05),
+    (759, 0.2),
+    (899, 0.5),
+    (959, 0.8),
     (999, 0.99995),
 )
 
