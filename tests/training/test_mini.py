@@ -17,7 +17,7 @@ from training.mini.drawing import Pool
 from training.mini.graphs import Twin
 from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
-from training.mini.model import GRID, noise_levels
+from training.mini.model import GRID, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
@@ -173,6 +173,14 @@ def test_scheduler_has_the_noise_levels_of_training() -> None:
     scheduler = LCMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     shipped = (1 - scheduler.alphas_cumprod.double()).sqrt()
     torch.testing.assert_close(shipped, torch.from_numpy(noise_levels()), atol=2e-3, rtol=0)
+
+
+def test_unet_begins_near_a_copy_of_its_input() -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        copied = build_unet()(latents, torch.full((2,), 259), torch.randn(2, 32, 96)).sample
+    assert torch.corrcoef(torch.stack([latents.flatten(), copied.flatten()]))[0, 1] > 0.85
 
 
 def test_a_scene_is_a_function_of_its_noise() -> None:
