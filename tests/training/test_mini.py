@@ -11,13 +11,13 @@ from diffusers import LCMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.mini.average import Average
-from training.mini.batch import LAST_STEPS, assemble
+from training.mini.batch import REPAINTED, STRIDE, Stages, assemble
 from training.mini.critic import Critic, Rival
 from training.mini.drawing import Pool
 from training.mini.graphs import Twin
 from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
-from training.mini.model import GRID, noise_levels
+from training.mini.model import GRID, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
@@ -95,9 +95,10 @@ def test_critic_asks_for_a_bounded_share_of_the_gradient() -> None:
     real, prompt = torch.rand(4, 3, 32, 32).sign(), torch.randn(4, 8)
     shown = torch.zeros_like(real).requires_grad_()
     for _ in range(30):
-        pull = rival.pull(shown, real, prompt, torch.tensor(0.5))
+        pull = rival.pull(shown, real, prompt, torch.tensor([0.5, 1.0, 0.5, 1.0]))
         rival.step()
-    torch.testing.assert_close(pull.norm(), torch.tensor(0.5), atol=1e-3, rtol=0)
+    norms = pull.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.tensor([0.5, 1.0, 0.5, 1.0]), atol=1e-3, rtol=0)
     # A step against the gradient goes towards the pictures that are called real.
     assert ((shown - pull) - real).square().mean() < (shown - real).square().mean()
 
@@ -120,7 +121,30 @@ def test_optimisers_go_on_from_what_was_kept(tmp_path: Path) -> None:
 
 def test_default_strength_always_repaints() -> None:
     """A source that is repainted already is shown only below the default strength's time step."""
-    assert time_steps(1, 0.5)[0] > LAST_STEPS
+    left = torch.arange(1, (REPAINTED + 1) // STRIDE + 1)
+    for count in (2, 3, 4):
+        later = Stages(left, torch.full_like(left, count), torch.ones_like(left)).times()
+        assert later.max() < time_steps(1, 0.5)[0]
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.36, 1.0])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_further_steps_are_learned_where_they_are_made(strength: float, count: int) -> None:
+    left = torch.full((count,), round(len(GRID) * strength))
+    stages = Stages(left, torch.full((count,), count), torch.arange(count))
+    assert stages.times().tolist() == time_steps(count, strength)
+
+
+def test_what_was_begun_goes_on_to_its_last_step(tmp_path: Path) -> None:
+    run = Run(SMALL, torch.device("cpu"), tmp_path, None)
+    pool = Pool(run, SMALL.shapes[0])
+    batch = assemble(pool, None, SMALL, run.b, run.grid)
+    for _ in range(12):
+        batch = assemble(pool, batch.carry(batch.target), SMALL, run.b, run.grid)
+        going = (batch.stages.made > 0) & (batch.stages.made + 1 < batch.stages.count)
+        assert set(going.nonzero().flatten().tolist()) <= set(batch.again.tolist())
+        assert (batch.stages.made < batch.stages.count).all()
+    assert int(batch.stages.made.max()) > 1
 
 
 def test_average_goes_back_to_the_last_good_weights() -> None:
@@ -149,6 +173,14 @@ def test_scheduler_has_the_noise_levels_of_training() -> None:
     scheduler = LCMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     shipped = (1 - scheduler.alphas_cumprod.double()).sqrt()
     torch.testing.assert_close(shipped, torch.from_numpy(noise_levels()), atol=2e-3, rtol=0)
+
+
+def test_unet_begins_near_a_copy_of_its_input() -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        copied = build_unet()(latents, torch.full((2,), 259), torch.randn(2, 32, 96)).sample
+    assert torch.corrcoef(torch.stack([latents.flatten(), copied.flatten()]))[0, 1] > 0.85
 
 
 def test_a_scene_is_a_function_of_its_noise() -> None:

@@ -54,10 +54,11 @@ class Rival:
         )
 
     def pull(self, shown: Tensor, real: Tensor, prompt: Tensor, strength: Tensor) -> Tensor:
-        """Write the critic's own gradients, and return a gradient at `shown` of the norm `strength` that asks
-        for pictures more like `real`.
+        """Write the critic's own gradients, and return a gradient at `shown`, in every row of the norm
+        `strength`, that asks for pictures more like `real`.
 
-        `shown` and `real` are windows (B, 3, H, W) in [-1, 1], `prompt` is (B, prompt_width).
+        `shown` and `real` are windows (B, 3, H, W) in [-1, 1], `prompt` is (B, prompt_width) and
+        `strength` (B,).
         """
         self.twin.take()
         critic, half = self.twin.modules[0], torch.bfloat16
@@ -69,7 +70,8 @@ class Rival:
         likeness = [(a.float() - b.detach().float()).abs().mean() for a, b in zip(found, wanted, strict=True)]
         aim = -fake.float().mean() + 2 * torch.stack(likeness).mean()
         pull = torch.autograd.grad(aim, shown)[0]
-        scaled: Tensor = pull * (strength / (pull.norm() + 1e-12))
+        norm = pull.flatten(1).norm(dim=1) + 1e-12
+        scaled: Tensor = pull * (strength / norm).view(-1, 1, 1, 1)
         return scaled
 
     def step(self) -> None:

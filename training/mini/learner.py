@@ -56,8 +56,8 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
     """One step's gradients, written to the originals of `twin` (UNet and text encoder).
 
     From noisy latents, time steps, tokens, target latents, windows of the target pictures (bytes), the
-    windows' rows and columns in latent pixels and the rival's share (a scalar), to the prediction and (loss,
-    its latent part).
+    windows' rows and columns in latent pixels and the rival's share of each window, to the prediction and
+    (loss, its latent part).
     """
     text: Any = twin.modules[1]
 
@@ -80,7 +80,8 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
         if rival is not None:
             with torch.no_grad():
                 real = work.decode(window(target))
-            pull = pull + rival.pull(shown, real, context[: len(pixels)].mean(1), share * pull.norm())
+            strength = share * pull.flatten(1).norm(dim=1)
+            pull = pull + rival.pull(shown, real, context[: len(pixels)].mean(1), strength)
         twin.give(latent + (decoded * pull).sum())
         return predicted.detach(), torch.stack([(latent + picture).detach(), latent.detach()])
 
@@ -101,7 +102,7 @@ def blank_inputs(settings: Settings, device: torch.device) -> tuple[Tensor, ...]
         torch.zeros((windows, 3, side, side), dtype=torch.uint8, device=device),
         where,
         where,
-        torch.zeros((), device=device),
+        torch.zeros(windows, device=device),
     )
 
 

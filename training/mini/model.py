@@ -22,16 +22,16 @@ GRID = tuple(999 - 20 * index for index in range(50))
 FACTOR = 4
 """Pixels per latent pixel of the autoencoder."""
 
-# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because a small model
-# can keep a picture's structure only through little noise; pure noise at the end, where video mode begins.
+# Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because what noise hides
+# comes out blurred; pure noise at the end, where video mode begins.
 _NOISE_ANCHORS = (
-    (0, 0.01),
-    (19, 0.015),
-    (259, 0.05),
-    (499, 0.12),
-    (759, 0.32),
-    (899, 0.6),
-    (959, 0.82),
+    (0, 0.004),
+    (19, 0.005),
+    (259, 0.015),
+    (499, 0.035),
+    (759, 0.17),
+    (899, 0.48),
+    (959, 0.8),
     (999, 0.99995),
 )
 
@@ -132,7 +132,35 @@ def build_unet() -> UNet2DConditionModel:
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
+    _begin_as_copy(unet)
     return unet
+
+
+@torch.no_grad()
+def _begin_as_copy(unet: Any) -> None:
+    """Start the UNet near a copy of the noisy latents, so that only changes are left to learn.
+
+    Through the last block's shortcut four features carry the latents and four their negatives, because
+    silu(z) - silu(-z) = z. Offsets of both signs before the last normalisation keep its gain nearly the same
+    for every picture: a change of contrast would be made again by every step.
+    """
+    offset, latents = 3.0, unet.conv_out.out_channels
+    first, normalise, out = unet.conv_in, unet.conv_norm_out, unet.conv_out
+    shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
+    copied = 2 * latents
+    skipped = shortcut.in_channels - first.out_channels
+    for part in (first.weight, first.bias, shortcut.weight):
+        part[:copied] = 0
+    out.weight[:, :copied] = 0
+    for index in range(copied):
+        latent, sign = index % latents, 1 if index < latents else -1
+        first.weight[index, latent, 1, 1] = sign
+        shortcut.weight[index, skipped + index] = 1
+        out.weight[latent, index, 1, 1] = sign
+    out.bias.zero_()
+    shortcut.bias[:] = torch.tensor([offset, -offset, 0.0]).repeat(len(shortcut.bias) // 3)
+    normalise.weight.fill_((2 * offset**2 / 3 + 0.7) ** 0.5)
+    normalise.bias[:] = -shortcut.bias
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

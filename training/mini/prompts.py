@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from training.mini.scenes import COLOURS, SHAPES, Scene
+from training.mini.scenes import COLOURS, SHAPES, TIMES, Scene
 from training.mini.styles import ALL_STYLES, MOODS, STYLES
 
 
@@ -253,7 +253,7 @@ def recoloured(request: Request, rng: random.Random) -> Request:
 
 def scene_request(rng: random.Random) -> Request:
     """A request for video mode: a landscape or a shape, sometimes in a style."""
-    style = _any_style(rng) if rng.random() < 0.2 else None
+    style = _any_style(rng) if rng.random() < 0.3 else None
     mood = rng.choice(("vintage", "noir", "dream", "underwater")) if rng.random() < 0.04 else None
     draw = rng.random()
     if draw < 0.05:
@@ -264,6 +264,8 @@ def scene_request(rng: random.Random) -> Request:
     kind = rng.choice([*KIND_WORDS, *SLOW_KINDS])
     if kind == "space" or rng.random() < 0.2:  # a kind and no more is what people type first
         return Request(Scene(kind), style, mood)
+    if style is not None and rng.random() < 0.5:  # "pixel art city at night"
+        return Request(Scene(kind, rng.choice(TIMES)), style)
     time = rng.choices(("day", "sunset", "night", "dawn"), (0.42, 0.24, 0.22, 0.12))[0]
     weather = rng.choices(("clear", "clouds", "rain", "snow", "fog"), (0.42, 0.24, 0.16, 0.09, 0.09))[0]
     season = rng.choices(("summer", "autumn", "winter", "spring"), (0.6, 0.14, 0.14, 0.12))[0]

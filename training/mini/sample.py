@@ -2,6 +2,8 @@
 steps.
 """
 
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -23,29 +25,36 @@ def time_steps(steps: int, strength: float) -> list[int]:
 
 
 class Sampler:
-    """The model's parts in evaluation mode on one device."""
+    """The model's parts in evaluation mode on one device; pictures are given and come back on the CPU."""
 
     def __init__(
-        self, tokenizer: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderTiny
+        self,
+        tokenizer: CLIPTokenizer,
+        text: CLIPTextModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderTiny,
+        device: str = "cpu",
     ) -> None:
-        self.tokenizer = tokenizer
-        self.text, self.unet, self.vae = text.eval(), unet.eval(), vae.eval()
-        self.b = torch.tensor(noise_levels(), dtype=torch.float32)
+        self.tokenizer, self.device = tokenizer, torch.device(device)
+        modules: tuple[Any, ...] = (text, unet, vae)
+        self.text, self.unet, self.vae = (module.eval().to(self.device) for module in modules)
+        self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=self.device)
         assert len(self.b) == TRAIN_STEPS
 
     @classmethod
-    def from_folder(cls, folder: str) -> "Sampler":
+    def from_folder(cls, folder: str, device: str = "cpu") -> "Sampler":
         return cls(
             CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32),
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
             AutoencoderTiny.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
+            device,
         )
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         encoded = self.tokenizer([prompt], padding="max_length", max_length=MAX_TOKENS, truncation=True)
-        context: Tensor = self.text(torch.tensor(encoded["input_ids"]))[0]
+        context: Tensor = self.text(torch.tensor(encoded["input_ids"], device=self.device))[0]
         return context
 
     @torch.no_grad()
@@ -53,20 +62,20 @@ class Sampler:
         self, latent: Tensor | None, context: Tensor, times: list[int], shape: tuple[int, ...], seed: int
     ) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        noises = [torch.randn(1, *shape[1:], generator=generator) for _ in times]
+        noises = [torch.randn(1, *shape[1:], generator=generator).to(self.device) for _ in times]
         context = context.expand(shape[0], -1, -1)
         x0 = latent
         for t, noise in zip(times, noises, strict=True):
             b = self.b[t]
             x = noise.expand(shape) if x0 is None else torch.sqrt(1 - b * b) * x0 + b * noise
-            predicted = self.unet(x, torch.full((shape[0],), t), context).sample
+            predicted = self.unet(x, torch.full((shape[0],), t, device=self.device), context).sample
             scaled = t * _TIMESTEP_SCALING
             skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
             out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
             x0 = skip * x + out * predicted
         assert x0 is not None
         picture: Tensor = self.vae.decode(x0).sample
-        return (picture / 2 + 0.5).clamp(0, 1)
+        return (picture / 2 + 0.5).clamp(0, 1).cpu()
 
     @torch.no_grad()
     def repaint(
@@ -74,7 +83,7 @@ class Sampler:
     ) -> Tensor:
         """Image mode: (B, 3, H, W) in [0, 1] to the same, every row with the seed's noise."""
         context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        latent = self.vae.encode(pictures * 2 - 1).latents
+        latent = self.vae.encode(pictures.to(self.device) * 2 - 1).latents
         return self._run(latent, context, time_steps(steps, strength), tuple(latent.shape), seed)
 
     @torch.no_grad()

@@ -135,13 +135,13 @@ class _Canvas:
         return bright * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
 
     def rain(self) -> Tensor:
-        """Slanting streaks in [0, 1], two in every 32-pixel square, as bright as their noise says."""
-        bright = smoothstep(-1.6, 0.6, self.cells(2, 4, 8))
-        bright = functional.interpolate(bright, size=(self.height, self.width), mode="nearest")
+        """Slanting streaks in [0, 1], two in every 32-pixel square and the same for every seed: streaks that
+        depend on the noise are left out, as they are more often absent than present at any place.
+        """
         lower = torch.remainder(self.py, 32) // 16
         v = torch.remainder(self.py, 16) - 7.5
         u = torch.remainder(self.px + 0.35 * v + 13 * lower, 32) - 15.5
-        return bright * smoothstep(7.5, 4.5, v.abs()) * torch.exp(-(u * u) / (2 * 1.3 * 1.3))
+        return smoothstep(7.8, 5.0, v.abs()) * torch.exp(-(u * u) / (2 * 1.6 * 1.6))
 
     def slope(self, shape: Tensor, reach: int = 3) -> Tensor:
         """Difference of `shape` between `reach` pixels to the left and to the right."""
@@ -476,9 +476,9 @@ def _meadow(c: _Canvas, scene: Scene) -> Tensor:
     picture = _lone_tree(c, scene, picture)
     if scene.season in ("spring", "summer") and scene.weather != "snow":
         near = smoothstep(0.72, 0.86, c.y)
-        limit = 0.0 if scene.season == "spring" else 1.0
+        limit = -0.8 if scene.season == "spring" else 0.4
         for channel, tone in ((2, (0.98, 0.85, 0.2)), (3, (0.95, 0.3, 0.4))):
-            flower = c.specks(channel, limit, limit + 0.6, 2.2 if channel == 2 else 1.8)
+            flower = c.specks(channel, limit, limit + 0.6, 3.0)
             picture = lerp(picture, c.rgb(tone) * c.rgb(_TINT[scene.time]), flower * near)
     return picture
 
@@ -587,7 +587,7 @@ def draw_scene(noise: Tensor, scene: Scene, factor: int = 4) -> Tensor:
     picture = _PAINTERS[scene.kind](c, scene)
     if scene.weather == "rain":
         picture = lerp(
-            picture, c.rgb((0.8, 0.87, 0.96)) * (0.55 if scene.time == "night" else 1.0), 0.8 * c.rain()
+            picture, c.rgb((0.8, 0.87, 0.96)) * (0.55 if scene.time == "night" else 1.0), 0.85 * c.rain()
         )
     elif scene.weather == "snow":
         picture = lerp(picture, c.rgb((0.97, 0.98, 1.0)), c.specks(2, -0.4, 0.6, 2.3))

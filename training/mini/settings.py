@@ -26,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults fill one large GPU for a quarter of an hour.
+    """The defaults fill one large GPU for 17 minutes.
 
     Attributes:
         minutes: wall clock of the whole run; `vae_minutes` of it are the autoencoder's.
@@ -37,15 +37,16 @@ class Settings:
         fresh_every: uses of a pool between two small refreshings.
         source_group, source_every: photographs drawn at once, and refreshings between two such groups.
         scenes: share of video mode among fresh rows; the others are repainted pictures.
-        carried: share of rows that are results of the last step, to be improved by a further one.
+        carried: share of rows that are results of the last training step, to be improved by a further one.
         near: share of noised sources near the default strength.
         window: side in pixels of the windows whose decoded pixels are compared, of a share `pixel_rows` of
             the rows.
         rate, vae_rate: peak learning rates; `decay` of the averaged weights.
         share: where in the whole of the UNet's training this run begins and ends, if it is one piece of
             several: what the learning rate falls by.
-        critic_from: share of the whole at which the critic joins; `critic_share` of the gradient at the
-            compared windows is then its own, reached over a tenth of the whole; 0 leaves it out.
+        critic_from: share of the whole at which the critic joins; its gradient at a compared window then has
+            `critic_share` of the norm of the comparison's own, twice as much where a further step is learned,
+            reached over a tenth of the whole; 0 leaves it out.
         critic_rate: its learning rate.
         check: steps between two looks at the loss. If it is `runaway` times the best so far, the last good
             averaged weights come back and the rate is halved.
@@ -53,11 +54,11 @@ class Settings:
         steps: ends the UNet's training early.
     """
 
-    minutes: float = 16.0
-    vae_minutes: float = 1.1
+    minutes: float = 17.0
+    vae_minutes: float = 1.2
     shapes: tuple[Shape, ...] = (
         Shape(256, 256, 1, 256, 12288, 6144, 64),
-        Shape(512, 512, 12, 64, 768, 256, 16),
+        Shape(512, 512, 8, 64, 768, 256, 16),
         Shape(256, 448, 40, 64, 256, 128, 16),
     )
     vae_batch: int = 128
@@ -68,17 +69,17 @@ class Settings:
     source_group: int = 256
     source_every: int = 128
     scenes: float = 0.55
-    carried: float = 0.25
+    carried: float = 1 / 3
     near: float = 0.7
     window: int = 128
-    pixel_rows: float = 0.25
+    pixel_rows: float = 0.4
     rate: float = 2e-3
     vae_rate: float = 2e-3
     warmup: int = 400
     decay: float = 0.999
     share: tuple[float, float] = (0.0, 1.0)
-    critic_from: float = 0.65
-    critic_share: float = 0.3
+    critic_from: float = 0.55
+    critic_share: float = 0.4
     critic_rate: float = 4e-4
     check: int = 25
     runaway: float = 2.5

@@ -195,17 +195,21 @@ class Run:
     # UNet and text encoder
 
     def inputs(self, batch: Batch, shape: Shape) -> tuple[Tensor, ...]:
-        """What a learner takes, with one window at random for the first rows."""
+        """What a learner takes, with one window at random for the first rows.
+
+        The critic has twice the share where a further step is learned: there sharpening is what is left.
+        """
         s = self.settings
         side, rows = s.window, max(1, int(len(batch.x) * s.pixel_rows))
         top, left = (
             32 * int(torch.randint(0, (size - side) // 32 + 1, ())) for size in (shape.height, shape.width)
         )
         window = torch.arange(side // FACTOR, device=self.device)
+        share = self.critic_share * (1 + (batch.stages.made[:rows] > 0))
         pixels = batch.pixels[:rows, :, top : top + side, left : left + side].contiguous()
         return (
             batch.x, batch.t, batch.tokens, batch.target, pixels, window + top // FACTOR,
-            window + left // FACTOR, self.critic_share,
+            window + left // FACTOR, share,
         )  # fmt: skip
 
     def _restore(self, average: Average, optimiser: torch.optim.Optimizer) -> None:
