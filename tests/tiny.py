@@ -133,10 +133,10 @@ def save(folder: Path, kind: Vae = "tiny", prediction: Prediction = "epsilon", *
     return folder
 
 
-def schedule(prediction: Prediction = "epsilon") -> NoiseSchedule:
+def schedule(prediction: Prediction = "epsilon", scaling: float = 10.0) -> NoiseSchedule:
     """Stable Diffusion's schedule, computed here from its definition."""
     roots = torch.linspace(BETA_START**0.5, BETA_END**0.5, 1000, dtype=torch.float64)
-    return NoiseSchedule(tuple((1.0 - roots**2).cumprod(0).tolist()), prediction)
+    return NoiseSchedule(tuple((1.0 - roots**2).cumprod(0).tolist()), prediction, scaling)
 
 
 @lru_cache

@@ -22,8 +22,7 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Guidance = Literal["none", "full", "self", "initialize"]
 
-SIGMA_DATA = 0.5
-TIMESTEP_SCALING = 10.0  # both as in diffusers' LCMScheduler
+SIGMA_DATA = 0.5  # as in diffusers' LCMScheduler
 ORIGINAL_STEPS = 50  # the grid that latent consistency models are distilled on
 
 
@@ -86,10 +85,15 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """What a model was trained with: cumulative products of alpha by time step, and what it predicts."""
+    """What a model was trained with: cumulative products of alpha by time step, and what it predicts.
+
+    ``timestep_scaling`` is that of the boundary scalings of latent consistency models, named and preset as in
+    diffusers' LCMScheduler.
+    """
 
     alphas_cumprod: tuple[float, ...]
     prediction: Prediction
+    timestep_scaling: float = 10.0
 
     def __hash__(self) -> int:
         # The key of a cache that is asked twice per row and tick: a thousand numbers would take longer to
@@ -110,7 +114,7 @@ class NoiseSchedule:
 def _coefficients(schedule: NoiseSchedule, timestep: int, following: int | None) -> Coefficients:
     signal, noise = _levels(schedule, timestep)
     next_signal, next_noise = (1.0, 0.0) if following is None else _levels(schedule, following)
-    scaled = timestep * TIMESTEP_SCALING
+    scaled = timestep * schedule.timestep_scaling
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     c_out = scaled / math.hypot(scaled, SIGMA_DATA)
     if schedule.prediction == "epsilon":
@@ -118,8 +122,11 @@ def _coefficients(schedule: NoiseSchedule, timestep: int, following: int | None)
     elif schedule.prediction == "v_prediction":
         x0_x, x0_m, eps_x, eps_m, m_x, m_eps = signal, -noise, noise, signal, -noise / signal, 1 / signal
     else:
-        x0_x, x0_m, eps_x, eps_m = 0.0, 1.0, 1 / noise, -signal / noise
-        m_x, m_eps = 1 / signal, -noise / signal
+        # Such a model's clean latents are those after the scalings, which may leave much of x in them; the
+        # noise that guidance works on follows from them.
+        x0_x, x0_m, c_skip, c_out = c_skip, c_out, 0.0, 1.0
+        eps_x, eps_m = (1 - signal * x0_x) / noise, -signal * x0_m / noise
+        m_x, m_eps = (1 / signal - x0_x) / x0_m, -noise / (signal * x0_m)
     # The residual is only carried to a following stage.
     carry = 0.0 if following is None else next_signal / next_noise
     return Coefficients(

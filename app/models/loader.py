@@ -178,9 +178,11 @@ def _is_distilled(scheduler: Any) -> bool:
 
 def _noise_schedule(scheduler: Any) -> NoiseSchedule:
     """Read by diffusers' own scheduler, which knows every way to write the betas."""
+    consistency = LCMScheduler.from_config(scheduler)
     return NoiseSchedule(
-        alphas_cumprod=tuple(LCMScheduler.from_config(scheduler).alphas_cumprod.double().tolist()),
-        prediction=scheduler.get("prediction_type", "epsilon"),
+        alphas_cumprod=tuple(consistency.alphas_cumprod.double().tolist()),
+        prediction=consistency.config.prediction_type,
+        timestep_scaling=consistency.config.timestep_scaling,
     )
 
 

@@ -28,8 +28,12 @@ Predict = Callable[[Tensor, int, Tensor], Tensor]
 """(x of one row, time step, embedding) → the model's output."""
 
 
-def lcm_scheduler(prediction: Prediction = "epsilon") -> Any:
-    return LCMScheduler(**tiny.BETAS, prediction_type=prediction)
+SCALINGS = (10.0, 0.001)
+"""Of time steps in the boundary scalings: the usual one, and one that leaves much of x in what is made."""
+
+
+def lcm_scheduler(prediction: Prediction = "epsilon", scaling: float = 10.0) -> Any:
+    return LCMScheduler(**tiny.BETAS, prediction_type=prediction, timestep_scaling=scaling)
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -84,9 +88,10 @@ def test_time_steps_follow_the_number_a_model_was_trained_with() -> None:
 # -- coefficients -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_every_step_is_that_of_the_lcm_scheduler(prediction: Prediction) -> None:
-    scheduler, schedule = lcm_scheduler(prediction), tiny.schedule(prediction)
+def test_every_step_is_that_of_the_lcm_scheduler(prediction: Prediction, scaling: float) -> None:
+    scheduler, schedule = lcm_scheduler(prediction, scaling), tiny.schedule(prediction, scaling)
     scheduler.set_timesteps(50)
     x, output = randn(1, *SHAPE, seed=1).float(), randn(1, *SHAPE, seed=2).float()
     grid = denoise.timestep_grid()
@@ -101,10 +106,13 @@ def test_every_step_is_that_of_the_lcm_scheduler(prediction: Prediction) -> None
         torch.testing.assert_close(ours.x / scale, theirs.prev_sample / scale, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("timestep", denoise.timestep_grid())
-def test_boundary_scalings_are_those_of_the_lcm_scheduler(timestep: int) -> None:
-    c_skip, c_out = lcm_scheduler().get_scalings_for_boundary_condition_discrete(timestep)
-    c = tiny.schedule("sample").coefficients(timestep, None)  # x0 = 0·x + 1·m before the scalings
+def test_boundary_scalings_are_those_of_the_lcm_scheduler(timestep: int, scaling: float) -> None:
+    scheduler = lcm_scheduler(scaling=scaling)
+    c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
+    # x0 = 0·x + 1·m before the scalings
+    c = tiny.schedule("sample", scaling).coefficients(timestep, None)
     assert c.x0_x == pytest.approx(c_skip, rel=1e-12)
     assert c.x0_m == pytest.approx(c_out, rel=1e-12)
 
@@ -119,20 +127,35 @@ def test_rows_begin_with_the_noise_that_the_scheduler_adds(timestep: int) -> Non
     )
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("timestep", [999, 759, 499, 19])
-def test_conversions_between_noise_and_output_are_inverse(prediction: Prediction, timestep: int) -> None:
-    c = tiny.schedule(prediction).coefficients(timestep, None)
+def test_conversions_between_noise_and_output_are_inverse(
+    prediction: Prediction, timestep: int, scaling: float
+) -> None:
+    c = tiny.schedule(prediction, scaling).coefficients(timestep, None)
     x, output = 0.7, -1.3
     noise = c.eps_x * x + c.eps_m * output
     assert c.m_x * x + c.m_eps * noise == pytest.approx(output, rel=1e-9)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("timestep", [999, 499, 19])
+def test_the_noise_of_a_clean_prediction_is_what_the_result_leaves(timestep: int, scaling: float) -> None:
+    """x = signal·denoised + level·noise, also where the result keeps much of x."""
+    schedule = tiny.schedule("sample", scaling)
+    c = schedule.coefficients(timestep, None)
+    signal = math.sqrt(schedule.alphas_cumprod[timestep])
+    x, output = 0.7, -1.3
+    denoised, noise = c.x0_x * x + c.x0_m * output, c.eps_x * x + c.eps_m * output
+    assert signal * denoised + math.sqrt(1 - signal**2) * noise == pytest.approx(x, rel=1e-9)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_schedule_without_terminal_signal_stays_finite(prediction: Prediction) -> None:
     schedule = NoiseSchedule((1.0, *np.linspace(0.999, 0.0, 999)), prediction)
     assert schedule.train_steps == 1000
-    for timestep in (999, 0):
+    for timestep in (999, 19):
         for following in (None, 0, 499):
             assert all(math.isfinite(value) for value in schedule.coefficients(timestep, following))
 
@@ -360,7 +383,9 @@ def test_predictions_differ_in_words_only(
     for _ in range(4):
         tick(schedule, [frame], in_other_words(predict, schedule), guidance)
     assert frame.denoised is not None
-    torch.testing.assert_close(frame.denoised, expected, atol=1e-10, rtol=1e-10)
+    # The noise of a clean prediction is what the boundary scalings leave: c_skip is 7e-6 at 19.
+    tolerance = 1e-5 if prediction == "sample" else 1e-10
+    torch.testing.assert_close(frame.denoised, expected, atol=tolerance, rtol=tolerance)
 
 
 # -- guidance -----------------------------------------------------------------------------------------

@@ -74,6 +74,12 @@ def test_the_noise_schedule_is_the_models_own(tmp_path: Path, prediction: Any) -
     schedule = load_folder(tiny.save(tmp_path, prediction=prediction)).schedule
     assert schedule.prediction == prediction
     assert schedule.alphas_cumprod == pytest.approx(tiny.schedule().alphas_cumprod, rel=1e-4)
+    assert schedule.timestep_scaling == 10.0
+
+
+def test_the_boundary_scalings_are_the_models_own(folder: Path) -> None:
+    change(folder, "scheduler/scheduler_config.json", timestep_scaling=0.001)
+    assert load_folder(folder).schedule.timestep_scaling == 0.001
 
 
 @pytest.mark.parametrize(
