@@ -248,8 +248,16 @@ def _measured_before(path: Path) -> Figures:
     return {
         name: figures
         for name, figures in before["variants"].items()
-        if all(figures.get("machine", {}).get(key) == here[key] for key in ("gpu", "cudnn", "versions"))
+        if _alike(figures.get("machine", {}), here)
     }
+
+
+def _alike(there: Figures, here: Figures) -> bool:
+    """The same kind of GPU, and no library of another version."""
+    if any(there.get(key) != here[key] for key in ("gpu", "cudnn")):
+        return False
+    both = there["versions"].keys() & here["versions"].keys()
+    return all(there["versions"][name] == here["versions"][name] for name in both)
 
 
 def main() -> None:

@@ -28,12 +28,12 @@ Figures = dict[str, Any]
 BATCHES = (1, 16)
 TICKS = 5
 KINDS = (
-    ("attention", ("sdpa", "flash", "fmha", "attention")),
+    ("attention", ("sdpa", "flash", "fmha", "attention", "_attend")),
     (
         "convolutions",
-        ("conv", "fprop", "implicit_gemm", "nhwcadd", "nchwtonhwc", "nhwctonchw", "cask_plugin"),
+        ("conv", "_lines", "fprop", "implicit_gemm", "nhwcadd", "nchwtonhwc", "nhwctonchw", "cask_plugin"),
     ),
-    ("matrix products", ("nvjet", "gemm", "cublas", "splitk", "cutlass")),
+    ("matrix products", ("nvjet", "gemm", "cublas", "splitk", "cutlass", "geglu_product")),
     ("copies", ("memcpy", "memset")),
 )
 """Kinds of kernels and what their names contain; the first that fits counts, the rest is pointwise."""

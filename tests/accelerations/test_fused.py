@@ -35,6 +35,7 @@ pytest.importorskip("triton", reason="pip install triton")
 from app.accelerations._fused import (  # noqa: E402
     attention,
     convolutions,
+    lines,
     modules,
     norms,
     pointwise,
@@ -200,6 +201,19 @@ def test_conv_to_few(out: int) -> None:
     bias = torch.randn(out, device=DEVICE)
     made = convolutions.conv_to_few(x, convolutions.weights_to_few(weight), bias)
     assert close(made, conv2d(x, weight, bias, padding=1))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 64), (3, 130), (5, 40), (80, 128)])
+@pytest.mark.parametrize("skips", [True, False])
+def test_conv_relu(height: int, width: int, skips: bool) -> None:
+    x, skip = (torch.randn(2, 64, height, width, device=DEVICE).half() for _ in range(2))
+    x, skip = (t.contiguous(memory_format=torch.channels_last) for t in (x, skip))
+    weight = torch.randn(64, 64, 3, 3, device=DEVICE).half().contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(64, device=DEVICE).half()
+    made = lines.conv_relu(x, weight, bias, skip if skips else None)
+    expected = conv2d(x.float(), weight.float(), bias.float(), padding=1)
+    assert close(made, torch.relu(expected + skip.float() if skips else expected), 1e-3)
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 

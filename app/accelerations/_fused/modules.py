@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, linear, relu, silu
 
+from app.accelerations._fused import lines
 from app.accelerations._fused.attention import attention
 from app.accelerations._fused.convolutions import (
     conv_from_few,
@@ -297,7 +298,9 @@ class TinyBlock(nn.Module):
 
 
 def _conv_relu(x: Tensor, conv: nn.Conv2d, skip: Tensor | None = None) -> Tensor:
-    """ReLU of the convolution and ``skip``: one kernel of cuDNN's."""
+    """ReLU of the convolution and ``skip``: one kernel."""
+    if x.is_cuda and conv.bias is not None and lines.suits(x):
+        return lines.conv_relu(x, conv.weight, conv.bias, skip)
     if not x.is_cuda:
         made: Tensor = conv(x)
         return relu(made if skip is None else made + skip)

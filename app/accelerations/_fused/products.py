@@ -23,7 +23,7 @@ TOGETHER = 8
 
 
 @triton.jit
-def _geglu(
+def _geglu_product(
     x, weight, bias, y, rows, width, depth,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +61,7 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
     flat, target = x.flatten(0, 1), y.flatten(0, 1)
     (rows, depth), width = flat.shape, y.shape[2]
     tall = 64 if rows <= FEW_ROWS else 128
-    _geglu[(triton.cdiv(rows, tall) * triton.cdiv(width, COLUMNS),)](
+    _geglu_product[(triton.cdiv(rows, tall) * triton.cdiv(width, COLUMNS),)](
         TensorDescriptor.from_tensor(flat, [tall, DEPTH]),
         TensorDescriptor.from_tensor(weight, [COLUMNS, DEPTH]),
         bias,
