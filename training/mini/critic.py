@@ -61,7 +61,7 @@ class Rival:
         `strength` (B,).
         """
         self.twin.take()
-        critic, half = self.twin.modules[0], torch.bfloat16
+        critic, half = self.twin.modules[0], self.twin.dtype
         prompt = prompt.detach().to(half)
         fake, found = critic(shown.to(half, memory_format=self.twin.layout), prompt)
         true, wanted = critic(real.to(half, memory_format=self.twin.layout), prompt)

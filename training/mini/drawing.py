@@ -124,7 +124,7 @@ class Pool:
 
     @torch.no_grad()
     def _encode(self, pictures: Tensor) -> Tensor:
-        x = (pictures.nan_to_num() * 2 - 1).to(torch.bfloat16, memory_format=self.run.layout)
+        x = (pictures.nan_to_num() * 2 - 1).to(self.run.vae.dtype, memory_format=self.run.layout)
         latents: Tensor = self.run.vae.encode(x).latents
         return latents
 

@@ -12,9 +12,14 @@ log = logging.getLogger("training.mini")
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def half(module: _Module, layout: torch.memory_format) -> _Module:
-    """A bfloat16 copy in evaluation mode, its convolutions in the given layout."""
-    twin = copy.deepcopy(module).to(torch.bfloat16).eval()
+def precision(device: torch.device) -> torch.dtype:
+    """What is computed in: bfloat16 on a GPU, float32 on a CPU, whose half precision gradients are slow."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def quick(module: _Module, layout: torch.memory_format) -> _Module:
+    """A copy in evaluation mode, in the device's precision, its convolutions in the given layout."""
+    twin = copy.deepcopy(module).to(precision(next(module.parameters()).device)).eval()
     for p in twin.parameters():
         p.grad = None
         if p.ndim == 4:
@@ -23,20 +28,25 @@ def half(module: _Module, layout: torch.memory_format) -> _Module:
 
 
 class Twin:
-    """bfloat16 copies of modules that compute, while the float32 originals learn.
+    """Copies of modules that compute, in the device's precision, while the float32 originals learn: those of
+    their parameters that require gradients.
 
     Without autocast, which would run every normalisation in float32 and so move twice the bytes.
 
     Attributes:
         modules: the copies, in evaluation mode (nothing here behaves otherwise when training).
         layout: that of their convolutions.
+        dtype: what they compute in.
     """
 
     def __init__(self, originals: list[nn.Module], layout: torch.memory_format) -> None:
         self.layout = layout
-        self.parameters = [p for module in originals for p in module.parameters()]
-        self.modules = [half(module, layout) for module in originals]
-        self.copies: list[Tensor] = [p for module in self.modules for p in module.parameters()]
+        self.parameters = [p for module in originals for p in module.parameters() if p.requires_grad]
+        self.dtype = precision(self.parameters[0].device)
+        self.modules = [quick(module, layout) for module in originals]
+        self.copies: list[Tensor] = [
+            p for module in self.modules for p in module.parameters() if p.requires_grad
+        ]
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
 

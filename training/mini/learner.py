@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.mini.critic import Rival
 from training.mini.graphs import Graph, Twin
 from training.mini.losses import picture_loss
-from training.mini.model import FACTOR
+from training.mini.model import FACTOR, boundary
 from training.mini.settings import Settings
 from training.mini.tokenizer import MAX_TOKENS
 
@@ -27,7 +27,7 @@ log = logging.getLogger("training.mini")
 
 @dataclass(frozen=True)
 class Work:
-    """The heavy parts of a step: noisy latents (bfloat16), time steps and context to clean latents, latents
+    """The heavy parts of a step: noisy latents, time steps and context to clean latents, latents
     to pictures, and the difference of two pictures.
     """
 
@@ -67,11 +67,13 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
     ) -> tuple[Tensor, ...]:  # fmt: skip
         def window(latents: Tensor) -> Tensor:
             shown = latents[: len(pixels)].index_select(2, top).index_select(3, left)
-            return shown.to(torch.bfloat16, memory_format=twin.layout)
+            return shown.to(twin.dtype, memory_format=twin.layout)
 
         twin.take()
         context = text(tokens)[0]
-        predicted = work.paint(x.to(torch.bfloat16, memory_format=twin.layout), t, context)
+        skip, out = boundary(t)
+        painted = work.paint(x.to(twin.dtype, memory_format=twin.layout), t, context)
+        predicted = skip * x + out * painted
         decoded = work.decode(window(predicted))
         latent = (predicted - target).abs().mean()
         shown = decoded.detach().requires_grad_()

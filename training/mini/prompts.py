@@ -153,6 +153,8 @@ PLAIN_TEMPLATES = (
 )
 SLOW_STYLES = ("pencil", "charcoal", "oil", "cartoon", "comic", "mosaic", "pixel_art", "stained_glass")
 SLOW_KINDS = ("mountains", "lake", "forest", "city")
+SEASONLESS = ("sea", "beach", "desert", "city")
+"""Kinds that look alike in spring, summer and autumn."""
 DEFAULT_SCENE = Scene("meadow", weather="clouds", light="sun")
 
 
@@ -251,6 +253,18 @@ def recoloured(request: Request, rng: random.Random) -> Request:
     return replace(request, scene=replace(request.scene, colour=colour, background=background))
 
 
+def _one_thing(kind: str, rng: random.Random) -> dict[str, str]:
+    """A time, a weather or a season that a scene can have beside its kind."""
+    seasons = ("winter",) if kind in SEASONLESS else ("autumn", "winter", "spring")
+    choices = {
+        "time": ("sunset", "night", "dawn"),
+        "weather": ("clouds", "rain", "snow", "fog"),
+        "season": seasons,
+    }
+    name = rng.choice(list(choices))
+    return {name: rng.choice(choices[name])}
+
+
 def scene_request(rng: random.Random) -> Request:
     """A request for video mode: a landscape or a shape, sometimes in a style."""
     style = _any_style(rng) if rng.random() < 0.3 else None
@@ -264,12 +278,14 @@ def scene_request(rng: random.Random) -> Request:
     kind = rng.choice([*KIND_WORDS, *SLOW_KINDS])
     if kind == "space" or rng.random() < 0.2:  # a kind and no more is what people type first
         return Request(Scene(kind), style, mood)
+    if rng.random() < 0.25:  # and then one thing more, which may be a word of image mode, too: "in autumn"
+        return Request(replace(Scene(kind), **_one_thing(kind, rng)), style, mood)
     if style is not None and rng.random() < 0.5:  # "pixel art city at night"
         return Request(Scene(kind, rng.choice(TIMES)), style)
     time = rng.choices(("day", "sunset", "night", "dawn"), (0.42, 0.24, 0.22, 0.12))[0]
     weather = rng.choices(("clear", "clouds", "rain", "snow", "fog"), (0.42, 0.24, 0.16, 0.09, 0.09))[0]
     season = rng.choices(("summer", "autumn", "winter", "spring"), (0.6, 0.14, 0.14, 0.12))[0]
-    if kind in ("sea", "beach", "desert", "city") and season != "winter":
+    if kind in SEASONLESS and season != "winter":
         season = "summer"
     light = "none"
     if weather in ("clear", "clouds") and rng.random() < 0.5:

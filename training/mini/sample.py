@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.mini.model import FACTOR, GRID, TRAIN_STEPS, noise_levels
+from training.mini.model import FACTOR, GRID, TIMESTEP_SCALING, TRAIN_STEPS, boundary, noise_levels
 from training.mini.tokenizer import MAX_TOKENS
-
-# Boundary scalings of latent consistency models (Luo et al. 2023), as in diffusers' LCMScheduler.
-_SIGMA_DATA, _TIMESTEP_SCALING = 0.5, 10.0
 
 
 def time_steps(steps: int, strength: float) -> list[int]:
@@ -34,8 +32,9 @@ class Sampler:
         unet: UNet2DConditionModel,
         vae: AutoencoderTiny,
         device: str = "cpu",
+        scaling: float = TIMESTEP_SCALING,
     ) -> None:
-        self.tokenizer, self.device = tokenizer, torch.device(device)
+        self.tokenizer, self.device, self.scaling = tokenizer, torch.device(device), scaling
         modules: tuple[Any, ...] = (text, unet, vae)
         self.text, self.unet, self.vae = (module.eval().to(self.device) for module in modules)
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=self.device)
@@ -49,6 +48,7 @@ class Sampler:
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
             AutoencoderTiny.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
             device,
+            LCMScheduler.from_pretrained(folder, subfolder="scheduler").config.timestep_scaling,
         )
 
     @torch.no_grad()
@@ -68,11 +68,9 @@ class Sampler:
         for t, noise in zip(times, noises, strict=True):
             b = self.b[t]
             x = noise.expand(shape) if x0 is None else torch.sqrt(1 - b * b) * x0 + b * noise
-            predicted = self.unet(x, torch.full((shape[0],), t, device=self.device), context).sample
-            scaled = t * _TIMESTEP_SCALING
-            skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
-            out = scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
-            x0 = skip * x + out * predicted
+            step = torch.full((shape[0],), t, device=self.device)
+            skip, out = boundary(step, self.scaling)
+            x0 = skip * x + out * self.unet(x, step, context).sample
         assert x0 is not None
         picture: Tensor = self.vae.decode(x0).sample
         return (picture / 2 + 0.5).clamp(0, 1).cpu()

@@ -1,6 +1,6 @@
 """Sizes and times of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Settings:
         critic_rate: its learning rate.
         check: steps between two looks at the loss. If it is `runaway` times the best so far, the last good
             averaged weights come back and the rate is halved.
+        text_only: only the text encoder learns.
         graphs: whether steps run as CUDA graphs, where there is a GPU; `compiled`: and are compiled.
         steps: ends the UNet's training early.
     """
@@ -83,6 +84,7 @@ class Settings:
     critic_rate: float = 4e-4
     check: int = 25
     runaway: float = 2.5
+    text_only: bool = False
     graphs: bool = True
     compiled: bool = True
     steps: int | None = None
@@ -104,3 +106,11 @@ SMALL = Settings(
     check=2,
 )
 """The same run for a test: everything is walked through, nothing is learned well."""
+
+
+def with_rows(settings: Settings, rows: int) -> Settings:
+    """The settings with so many rows a step, of the main picture size only, and pools in proportion."""
+    shape = settings.shapes[0]
+    fewer = rows / shape.batch
+    sizes = {name: max(2, round(getattr(shape, name) * fewer)) for name in ("pool", "sources", "refresh")}
+    return replace(settings, shapes=(replace(shape, batch=rows, **sizes),))

@@ -7,6 +7,11 @@ one, or from a diffusers folder. A run in pieces says which share of the whole e
     python -m training.mini.train --minutes 9 --share 0 0.4 --out runs/1
     python -m training.mini.train --minutes 12 --share 0.4 1 --vae-minutes 0 --resume runs/1 --out runs/2
 
+What a word means can be mended on a CPU, in a quarter of an hour:
+
+    python -m training.mini.train --text-only --rows 16 --rate 5e-4 --critic-share 0 --vae-minutes 0 \
+        --minutes 18 --resume runs/2 --out runs/3
+
 `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and what came of it.
 """
 
@@ -29,12 +34,12 @@ from training.mini.average import Average
 from training.mini.batch import Batch, Carry, assemble
 from training.mini.critic import Critic, Rival
 from training.mini.drawing import Drawer, Pool, as_bytes
-from training.mini.graphs import Graph, Twin, half
+from training.mini.graphs import Graph, Twin, quick
 from training.mini.learner import Ahead, Steps, blank_inputs, learner, work_of
 from training.mini.losses import picture_loss
 from training.mini.memory import Learners, recall, remember
 from training.mini.model import FACTOR, GRID, Parts, noise_levels
-from training.mini.settings import SMALL, Settings, Shape
+from training.mini.settings import SMALL, Settings, Shape, with_rows
 
 log = logging.getLogger("training.mini")
 
@@ -73,7 +78,7 @@ class Run:
         self.drawer = Drawer(self.parts, settings, device)
         self.b = torch.tensor(noise_levels(), dtype=torch.float32, device=device)
         self.grid = torch.tensor(GRID, device=device)
-        self.vae = half(self.parts.vae, self.layout).requires_grad_(False)
+        self.vae = quick(self.parts.vae, self.layout).requires_grad_(False)
         self.critic_share = torch.zeros((), device=device)
         self.learners: Learners = {}
         self.history: list[dict[str, float]] = []
@@ -108,7 +113,7 @@ class Run:
         def learn(pictures: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
             twin.take()
             x = pictures.float() / 127.5 - 1
-            z = vae.encode(x.to(torch.bfloat16, memory_format=self.layout)).latents
+            z = vae.encode(x.to(twin.dtype, memory_format=self.layout)).latents
             y = vae.decode(z + noise.to(z.dtype) * 0.05).sample
             z, y = z.float(), y.float()
             flat = z.movedim(1, -1).reshape(-1, z.shape[1])
@@ -170,7 +175,7 @@ class Run:
         self._judge(step_of, sample, resumed)
         for p in twin.parameters:
             p.grad = None
-        self.vae = half(self.parts.vae, self.layout).requires_grad_(False)
+        self.vae = quick(self.parts.vae, self.layout).requires_grad_(False)
         self.note(phase=1, step=step, vae_loss=round(value, 4))
 
     def _crops(self, pool: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,6 +238,7 @@ class Run:
         pools = {shape: Pool(self, shape) for shape in s.shapes}
         self.note(phase=2, step=0)
         main = s.shapes[0]
+        parts.unet.requires_grad_(not s.text_only)
         twin = Twin([parts.unet, parts.text], self.layout)
         rival = self.rival()
         steps = Steps(twin, self.vae, rival, self.ahead, s, self.graphs)
@@ -314,7 +320,19 @@ class Run:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     settings = SMALL if arguments.small else Settings()
-    names = ("minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed", "critic_share")
+    if arguments.rows is not None:
+        settings = with_rows(settings, arguments.rows)
+    names = (
+        "minutes",
+        "vae_minutes",
+        "vae_rate",
+        "rate",
+        "warmup",
+        "steps",
+        "seed",
+        "critic_share",
+        "text_only",
+    )
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.until is not None:
         chosen["minutes"] = (arguments.until - time.time()) / 60
@@ -341,8 +359,9 @@ def _compile(settings: Settings, device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(Ahead.SHARE)
     layout = torch.channels_last
     parts = Parts().to(device)
+    parts.unet.requires_grad_(not settings.text_only)
     twin = Twin([parts.unet, parts.text], layout)
-    vae = half(parts.vae, layout).requires_grad_(False)
+    vae = quick(parts.vae, layout).requires_grad_(False)
     rival = Rival(Critic(parts.text.config.hidden_size).to(device), layout, settings.critic_rate)
     work = work_of(twin.modules[0], vae).compiled()
     learner(twin, work, rival, graphs=False)(*blank_inputs(settings, device))
@@ -368,6 +387,12 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--vae-rate", type=float, help="peak learning rate of the autoencoder")
     parser.add_argument("--rate", type=float, help="peak learning rate of the UNet")
     parser.add_argument("--warmup", type=int, help="steps until that rate is reached")
+    parser.add_argument(
+        "--rows", type=int, help="rows of a step, of one picture size only: what a CPU can do"
+    )
+    parser.add_argument(
+        "--text-only", action="store_true", default=None, help="only the text encoder learns, no UNet"
+    )
     parser.add_argument("--steps", type=int, help="stop the UNet after so many steps")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--small", action="store_true", help="settings of a test")
