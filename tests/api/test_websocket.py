@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -258,6 +258,25 @@ async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) ->
         loaded.set()
         await client.begin()
         assert (await server.get("/health/ready")).status_code == 200
+
+
+async def test_of_who_waits_with_the_same_name_the_newest_connection_counts(make_server: MakeServer) -> None:
+    loaded = threading.Event()
+
+    def load(_report: Callable[[str], None]) -> FakeRunner:
+        assert loaded.wait(10)
+        return FakeRunner()
+
+    server = make_server(create_runner=load)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.client()) for _ in range(8)]
+        for client in clients:
+            await client.expect("wait")
+        loaded.set()
+        await clients[-1].begin()
+        for older in clients[:-1]:
+            await asyncio.wait_for(older.socket.wait_closed(), 5)
+            assert older.socket.close_code == 4001
 
 
 async def test_who_waits_for_a_model_that_cannot_be_loaded_is_told(make_server: MakeServer) -> None:
