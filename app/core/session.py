@@ -160,20 +160,21 @@ class Session:
         if not self.over:
             await self._end.wait()
 
-    def handle(self, event: Taken | Done | Failed) -> None:
-        """Take note of what happened to a frame of this session."""
+    def handle(self, event: Taken | Done | Failed) -> bool:
+        """Take note of what happened to a frame of this session. Returns whether that is a new result."""
         if isinstance(event, Taken):
             if event.number == self._waiting:
                 self._waiting = None
             self._listener.taken()
-            return
-        if isinstance(event, Failed):
+        elif isinstance(event, Failed):
             self.counters.failed += 1
             self._listener.failed(event.reason)
         elif self.result is None or event.frame.number > self.result.number:
             self._publish(event)
+            return True
         else:
             self.counters.dropped += 1
+        return False
 
     def end(self, ending: Ending) -> None:
         """Stop: nothing is published any more, and whoever watches is let go."""
@@ -302,6 +303,5 @@ class Registry:
             session = self._sessions.get(event.session.user)
             if session is None or session.key != event.session:
                 continue
-            session.handle(event)
-            if isinstance(event, Done):
+            if session.handle(event) and isinstance(event, Done):
                 self._observe(event)
