@@ -315,6 +315,23 @@ async def test_a_lost_device_is_told_to_everybody_and_ends_the_process(make_serv
     assert server.ended == [1]
 
 
+async def test_a_mistake_of_the_server_is_told_and_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def encode(*_: object) -> bytes:
+        raise LookupError("no such format")
+
+    monkeypatch.setattr(server.service.codec, "encode", encode)
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture())
+        await client.expect("send_frame")
+        await client.expect("error", "The server made a mistake")
+        await asyncio.wait_for(client.socket.wait_closed(), 5)
+        assert client.socket.close_code == 1011
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
+
+
 async def test_like_frames_are_skipped_and_the_result_repeated(make_server: MakeServer) -> None:
     server = make_server(
         performance={"enable_similar_image_filter": True, "similar_image_filter_max_skip_frame": 2}
