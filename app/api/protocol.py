@@ -9,6 +9,7 @@ over. It does not know what is inside a picture, nor what a parameter means: the
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from app.core.messages import Mode, Plan, Tag
+
+log = logging.getLogger(__name__)
 
 MAX_TEXT = 2**20
 """The most characters of a text message that are read at all."""
@@ -89,7 +92,7 @@ class Parameters:
         fields = self._planner.Params.model_fields
         values = {name: _number(message[name]) for name in fields if message.get(name) is not None}
         if values != self._values or self._plan is None:
-            self._plan = self._planner.plan(self._validate(values))
+            self._plan = self._make_plan(values)
             self._values = values
             self._revision += 1
         self._text, self._tag = text, tag
@@ -100,6 +103,16 @@ class Parameters:
         if self._plan is None or text != self._text:
             return None
         return self._plan, self._revision, self._tag
+
+    def _make_plan(self, values: dict[str, Any]) -> Plan:
+        try:
+            return self._planner.plan(self._validate(values))
+        except ValueError:
+            raise
+        except Exception as error:
+            # A pipeline is anybody's code: its mistakes may touch this frame only.
+            log.warning("the pipeline could not plan a frame", exc_info=error)
+            raise ValueError(f"parameters: {type(error).__name__}: {error}") from error
 
     def _validate(self, values: dict[str, Any]) -> BaseModel:
         for name, value in values.items():

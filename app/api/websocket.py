@@ -75,6 +75,7 @@ class Farewell:
 
 
 FULL = Farewell("error", "Server is full", 1013)
+FAULT = Farewell("error", "The server made a mistake; its log says which", 1011)
 ENDINGS = {
     Ending.TAKEN_OVER: Farewell("error", "This user id connected again; this connection is closed", 4001),
     Ending.IDLE: Farewell("timeout", "No message for too long; the session is closed", 4002),
@@ -207,8 +208,9 @@ class Connection:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in done:
-            if not task.cancelled():
-                task.result()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a connection ends by a fault of the server", exc_info=error)
+                self._farewell = self._farewell or FAULT
         if self._farewell is not None:
             await _say_farewell(self._websocket, self._farewell)
 

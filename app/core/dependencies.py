@@ -94,8 +94,13 @@ class DependencyChecker:
             if canonicalize_name(requirement.name) in wanted
         }
 
-    def findings(self, acceleration: str = "auto") -> list[Finding]:
-        """Look at everything and return what was found, good and bad."""
+    def findings(self, acceleration: str = "auto", device: str = "auto") -> list[Finding]:
+        """Look at everything and return what was found, good and bad.
+
+        Args:
+            acceleration: A value of `model.acceleration`.
+            device: A value of `model.device`, which the acceleration has to work on.
+        """
         known = available_accelerations()
         if acceleration not in known:
             right = ", ".join(closest_first(acceleration, known))
@@ -105,7 +110,7 @@ class DependencyChecker:
         wrong = any(finding.status == "error" for finding in findings)
         # What else is wrong comes first, unless without a GPU it would be mended in vain.
         if not wrong or any(finding.name == "GPU" for finding in findings):
-            findings.append(_acceleration(acceleration))
+            findings.append(_acceleration(acceleration, device))
         return [*findings, *_resources()]
 
 
@@ -244,14 +249,14 @@ def _driver_finding(driver: str | None, cuda: str | None) -> Finding:
     return Finding("NVIDIA driver", found, f">={oldest}", "error", message)
 
 
-def _acceleration(name: str) -> Finding:
+def _acceleration(name: str, device: str) -> Finding:
     """Ask the acceleration itself, as the server does when it starts; takes the libraries' seconds."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         from app.accelerations import load_acceleration
         from app.models.loader import resolve_device
 
-        load_acceleration(name, resolve_device("auto"), Path())
+        load_acceleration(name, resolve_device(device), Path())
     except (StartError, ImportError, OSError) as error:
         return Finding("acceleration", name, "", "error", str(error))
     return Finding("acceleration", name, "")
@@ -293,11 +298,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments).acceleration
     console = Console()
     try:
-        acceleration = chosen or load_settings().model.acceleration
+        model = load_settings().model
     except ConfigurationError as error:
         console.print(str(error), markup=False)
         return 2
-    findings = DependencyChecker().findings(acceleration)
+    acceleration = chosen or model.acceleration
+    findings = DependencyChecker().findings(acceleration, model.device)
     console.print(_table(findings))
     for finding in findings:
         if finding.message:  # in one piece, for it has commands to copy

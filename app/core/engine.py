@@ -42,7 +42,10 @@ Report = Callable[[str], None]
 Deliver = Callable[[list[Event]], None]
 
 STARVING = 5.0
-"""Seconds during which no row, even alone in its batch, finds memory: then others had better serve."""
+"""Seconds during which no prompt, or no row even alone in its batch, finds memory: then others had better
+serve."""
+
+OUT_OF_MEMORY = "the device is out of memory"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Engine:
         self._stopping = False
         self._busy_since: float | None = None  # the engine's thread
         self._encoding_since: float | None = None  # the prompts' thread
-        self._starving_since: float | None = None
+        self._starving_since: dict[str, float] = {}  # by what finds no memory
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -218,14 +221,14 @@ class Engine:
             raise
         except OutOfMemoryError as error:
             self._degrade(len(rows), str(error))
-            reason = "the device is out of memory"
+            reason = OUT_OF_MEMORY
             if len(rows) == 1 and not again:
-                self._starve()
+                self._starve("row")
         except Exception as error:
             log.warning("a batch of %d rows raised", len(rows), exc_info=error)
             reason = f"{type(error).__name__}: {error}"
         else:
-            self._starving_since = None
+            self._starving_since.pop("row", None)
             with self._changed:
                 self._scheduler.advance(rows)
             return [flight]
@@ -239,13 +242,13 @@ class Engine:
         self._publish([Failed(rows[0].frame, reason)])
         return []
 
-    def _starve(self) -> None:
-        """Note that not even one row found memory; raise DeviceLostError if that has gone on for long."""
+    def _starve(self, what: str) -> None:
+        """Note that not even one row, picture or prompt found memory; raise DeviceLostError if that has gone
+        on for long.
+        """
         now = time.monotonic()
-        if self._starving_since is None:
-            self._starving_since = now
-        elif now - self._starving_since > STARVING:
-            raise DeviceLostError(f"no memory even for one row, for {STARVING:g} s")
+        if now - self._starving_since.setdefault(what, now) > STARVING:
+            raise DeviceLostError(f"no memory even for one {what}, for {STARVING:g} s")
 
     def _degrade(self, rows: int, reason: str) -> None:
         """Go on with smaller batches: never with larger ones than before, since the parts of a batch may
@@ -254,8 +257,11 @@ class Engine:
         with self._changed:
             self._scheduler.limit(min(rows // 2, self.capacity))
         largest = f"with {rows} rows in a batch; from now on at most {self.capacity}"
-        self.degraded = f"out of memory {largest if rows > 1 else 'even for one row'}"
-        log.error("%s (%s)", self.degraded, reason)
+        self._tell_degraded(f"out of memory {largest if rows > 1 else 'even for one row'}", reason)
+
+    def _tell_degraded(self, words: str, reason: str) -> None:
+        self.degraded = words
+        log.error("%s (%s)", words, reason)
 
     def _collect(self, flight: Flight) -> list[Event]:
         finished = [row for row in flight.rows if row.finishes]
@@ -263,9 +269,16 @@ class Engine:
             images = flight.launched.collect()
         except DeviceLostError:
             raise
+        except OutOfMemoryError as error:
+            self._degrade(len(flight.rows), str(error))
+            if len(flight.rows) == 1:
+                self._starve("picture")
+            return [Failed(row.frame, OUT_OF_MEMORY) for row in finished]
         except Exception as error:
             log.warning("the pictures of %d rows could not be collected", len(finished), exc_info=error)
             return [Failed(row.frame, f"{type(error).__name__}: {error}") for row in finished]
+        if finished:
+            self._starving_since.pop("picture", None)
         now = time.monotonic()
         events: list[Event] = [Ticked(len(flight.rows), flight.launched.batch, now - flight.started_at)]
         for row, image in zip(finished, images, strict=True):
@@ -281,22 +294,32 @@ class Engine:
         """Embed the texts that waiting frames lack: only those, so that a text nobody waits for any
         more costs nothing.
         """
-        while (text := self._next_text()) is not None:
-            self._encoding_since = time.monotonic()
-            try:
-                embedding = runner.encode(text)
-            except DeviceLostError as error:
-                self._call(self._fail, str(error))
-                return
-            except Exception as error:
-                log.warning("a prompt could not be embedded", exc_info=error)
-                self._fail_text(text, f"the prompt could not be embedded: {error}")
-                continue
-            finally:
-                self._encoding_since = None
+        try:
+            while (text := self._next_text()) is not None:
+                self._encode(runner, text)
+        except DeviceLostError as error:
+            self._call(self._fail, str(error))
+
+    def _encode(self, runner: Runner, text: str) -> None:
+        self._encoding_since = time.monotonic()
+        try:
+            embedding = runner.encode(text)
+        except DeviceLostError:
+            raise
+        except OutOfMemoryError as error:
+            self._tell_degraded("out of memory even for one prompt", str(error))
+            self._fail_text(text, OUT_OF_MEMORY)
+            self._starve("prompt")
+        except Exception as error:
+            log.warning("a prompt could not be embedded", exc_info=error)
+            self._fail_text(text, f"the prompt could not be embedded: {error}")
+        else:
+            self._starving_since.pop("prompt", None)
             with self._changed:
                 self._prompts.store(text, embedding, self._scheduler.waiting)
                 self._changed.notify()
+        finally:
+            self._encoding_since = None
 
     def _next_text(self) -> str | None:
         with self._changed:

@@ -109,9 +109,9 @@ class Session:
         self.ending: Ending | None = None
         self._listener = listener
         self._frames = frames
-        self._numbers = itertools.count(1)
+        self._newest = 0  # the number of the frame that was offered last
         self._waiting: int | None = None
-        self._unfinished = 0
+        self._skipped: tuple[float, int, Tag] | None = None
         self._news = Signal()
         self._end = Signal()
 
@@ -129,25 +129,20 @@ class Session:
         """Let a frame wait for the device, in the place of one that waits already."""
         if self.over:
             return
-        number = next(self._numbers)
-        frame = FrameIn(self.key, number, plan, image, received_at, revision, tag)
-        self._waiting = number
-        if self._frames.submit(frame) is None:
-            self._unfinished += 1
-        else:
+        self._newest += 1
+        frame = FrameIn(self.key, self._newest, plan, image, received_at, revision, tag)
+        self._waiting = self._newest
+        self._skipped = None  # its turn is over, as that of a frame that is dropped
+        if self._frames.submit(frame) is not None:
             self.counters.dropped += 1
 
     def skip(self, *, received_at: float, revision: int, tag: Tag) -> None:
-        """Count a frame that is like the last one, and repeat the last result for it.
-
-        While that one is still being made there is nothing to repeat: it comes soon.
+        """Count a frame that is like the last one, and repeat the result of that one for it, as soon as
+        there is one.
         """
         self.counters.skipped += 1
-        if self.result is not None and not self._unfinished:
-            self.result = replace(
-                self.result, received_at=received_at, revision=revision, tag=tag, repeated=True
-            )
-            self._listener.shown()
+        self._skipped = received_at, revision, tag
+        self._repeat()
 
     async def newer(self, than: int, wait: float | None = None) -> Result | None:
         """Wait for a result with a number above ``than``. None when ``wait`` seconds went by, or when
@@ -165,21 +160,21 @@ class Session:
         if not self.over:
             await self._end.wait()
 
-    def handle(self, event: Taken | Done | Failed) -> None:
-        """Take note of what happened to a frame of this session."""
+    def handle(self, event: Taken | Done | Failed) -> bool:
+        """Take note of what happened to a frame of this session. Returns whether that is a new result."""
         if isinstance(event, Taken):
             if event.number == self._waiting:
                 self._waiting = None
             self._listener.taken()
-            return
-        self._unfinished -= 1
-        if isinstance(event, Failed):
+        elif isinstance(event, Failed):
             self.counters.failed += 1
             self._listener.failed(event.reason)
         elif self.result is None or event.frame.number > self.result.number:
             self._publish(event)
+            return True
         else:
             self.counters.dropped += 1
+        return False
 
     def end(self, ending: Ending) -> None:
         """Stop: nothing is published any more, and whoever watches is let go."""
@@ -204,6 +199,16 @@ class Session:
         self.counters.results += 1
         self._listener.shown()
         self._news.ring()
+        self._repeat()
+
+    def _repeat(self) -> None:
+        """Answer the frame that was skipped with the result of the one that it is like."""
+        if self._skipped is None or self.result is None or self.result.number != self._newest:
+            return
+        received_at, revision, tag = self._skipped
+        self._skipped = None
+        self.result = replace(self.result, received_at=received_at, revision=revision, tag=tag, repeated=True)
+        self._listener.shown()
 
 
 class Registry:
@@ -298,6 +303,5 @@ class Registry:
             session = self._sessions.get(event.session.user)
             if session is None or session.key != event.session:
                 continue
-            session.handle(event)
-            if isinstance(event, Done):
+            if session.handle(event) and isinstance(event, Done):
                 self._observe(event)

@@ -31,15 +31,21 @@ class SafetyChecker:
     @classmethod
     def load(cls, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> SafetyChecker:
         """The checker that the model brings, else the one of Stable Diffusion 1."""
-        source, subfolder = DEFAULT, ""
+        source = DEFAULT
+        where: dict[str, Any] = {}
         if not Path(model.model_id).is_file():
             index = StableDiffusionPipeline.load_config(
                 model.model_id, revision=model.revision, local_files_only=model.local_files_only
             )
             if index.get("safety_checker", [None])[0] is not None:
-                source, subfolder = model.model_id, "safety_checker"
+                source = model.model_id
+                where = {
+                    "subfolder": "safety_checker",
+                    "revision": model.revision,
+                    "variant": model.variant,
+                }
         network: Any = StableDiffusionSafetyChecker.from_pretrained(
-            source, subfolder=subfolder, dtype=dtype, local_files_only=model.local_files_only
+            source, dtype=dtype, local_files_only=model.local_files_only, **where
         )
         return cls(network.to(device).eval())
 

@@ -25,4 +25,8 @@ def _load(name: str) -> BasePipeline[Any]:
     cls = getattr(import_module(f"app.pipelines.{name}"), "Pipeline", None)
     if not (isinstance(cls, type) and issubclass(cls, BasePipeline)):
         raise TypeError(f"app/pipelines/{name}.py has no class Pipeline that is a BasePipeline")
+    mode = getattr(cls, "mode", None)
+    if mode not in BUILT_IN:
+        right = " or ".join(map(repr, BUILT_IN))
+        raise TypeError(f"app/pipelines/{name}.py: the mode of Pipeline must be {right}, not {mode!r}")
     return cls()  # an abstract method that is missing raises TypeError here and names it

@@ -13,23 +13,23 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[bool]] = set()
+        self._waiters: dict[asyncio.Future[bool], None] = {}  # in the order in which they came
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait for the next ring. Returns False if ``timeout`` seconds went by first."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = None if timeout is None else loop.call_later(timeout, _settle, waiter, False)
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             return await waiter
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
             if timer is not None:
                 timer.cancel()
 
     def ring(self) -> None:
-        """Wake everybody who waits now."""
+        """Wake everybody who waits now, the one that has waited longest first."""
         for waiter in self._waiters:
             _settle(waiter, True)
 

@@ -238,6 +238,23 @@ def test_whole_numbers_may_have_a_fraction_and_choices_are_known_by_value() -> N
         assert refusal(feed(assembler("video", StyledPlanner("video", StyledParams)), NEXT, wrong)[1])
 
 
+class MistakenPlanner(FakePlanner):
+    def plan(self, params: Any) -> Plan:
+        if params.prompt == "unknown":
+            raise KeyError(params.prompt)
+        return super().plan(params)
+
+
+def test_a_mistake_of_a_pipeline_is_a_refusal_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    machine = assembler("video", MistakenPlanner("video"))
+    _, second = feed(machine, NEXT, '{"prompt": "unknown"}')
+    assert refusal(second) == "parameters: KeyError: 'unknown'"
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+    machine.asked()
+    _, second = feed(machine, NEXT, '{"prompt": "known"}')
+    assert frame(second).plan.prompt == "known"
+
+
 def test_choices_are_drawn_as_a_select() -> None:
     style = input_params(StyledParams, width=64, height=64)["properties"]["style"]
     assert (style["values"], style["default"], style["id"]) == (["ink", "oil"], "ink", "style")

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -260,6 +260,25 @@ async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) ->
         assert (await server.get("/health/ready")).status_code == 200
 
 
+async def test_of_who_waits_with_the_same_name_the_newest_connection_counts(make_server: MakeServer) -> None:
+    loaded = threading.Event()
+
+    def load(_report: Callable[[str], None]) -> FakeRunner:
+        assert loaded.wait(10)
+        return FakeRunner()
+
+    server = make_server(create_runner=load)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.client()) for _ in range(8)]
+        for client in clients:
+            await client.expect("wait")
+        loaded.set()
+        await clients[-1].begin()
+        for older in clients[:-1]:
+            await asyncio.wait_for(older.socket.wait_closed(), 5)
+            assert older.socket.close_code == 4001
+
+
 async def test_who_waits_for_a_model_that_cannot_be_loaded_is_told(make_server: MakeServer) -> None:
     fail = threading.Event()
 
@@ -294,6 +313,23 @@ async def test_a_lost_device_is_told_to_everybody_and_ends_the_process(make_serv
             assert client.socket.close_code == 1011
     await asyncio.to_thread(server.join)
     assert server.ended == [1]
+
+
+async def test_a_mistake_of_the_server_is_told_and_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def encode(*_: object) -> bytes:
+        raise LookupError("no such format")
+
+    monkeypatch.setattr(server.service.codec, "encode", encode)
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture())
+        await client.expect("send_frame")
+        await client.expect("error", "The server made a mistake")
+        await asyncio.wait_for(client.socket.wait_closed(), 5)
+        assert client.socket.close_code == 1011
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
 
 
 async def test_like_frames_are_skipped_and_the_result_repeated(make_server: MakeServer) -> None:

@@ -90,14 +90,17 @@ class PlayedBatch:
         self._runner.fail_at("collect")
         if any(row.frame.plan.prompt == "torn" for row in self._rows):
             raise RuntimeError("the pictures are torn")
+        if any(row.frame.plan.prompt == "unchecked" and row.finishes for row in self._rows):
+            raise OutOfMemoryError("no memory to check the pictures")
         return [self._runner.paint(row) for row in self._rows if row.finishes]
 
 
 class PlayedRunner:
     """Paints one grey, the frame's number.
 
-    The prompts "crash", "lost", "nan", "torn" and "bad prompt" do what they say. ``memory`` is the most rows
-    a batch may have; ``faults`` are raised by the next launches, in their order; ``lost_at`` is where the
+    The prompts "crash", "lost", "nan", "torn", "bad prompt" and "long prompt" do what they say; for
+    the pictures of "unchecked" there is no memory when they are collected. ``memory`` is the most rows a
+    batch may have; ``faults`` are raised by the next launches, in their order; ``lost_at`` is where the
     device gets lost: "encode", "wait" or "collect".
     """
 
@@ -139,6 +142,8 @@ class PlayedRunner:
         self.fail_at("encode")
         if text == "bad prompt":
             raise ValueError("no such words")
+        if text == "long prompt":
+            raise OutOfMemoryError("no memory for so many words")
         return f"embedding of {text}"
 
     def launch(self, rows: tuple[Row, ...]) -> PlayedBatch:

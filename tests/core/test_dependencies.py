@@ -160,6 +160,19 @@ def test_acceleration_that_cannot_work_here(acceleration: str, monkeypatch: pyte
     assert errors[-1] == str(caught.value)
 
 
+@pytest.mark.parametrize("arguments", [[], ["none"]])
+def test_the_configured_device_is_the_one_that_counts(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("STREAMDIFFUSION_MODEL__ACCELERATION", "none")
+    monkeypatch.setenv("STREAMDIFFUSION_MODEL__DEVICE", "cuda:1")
+    assert main(arguments) == 1
+    assert "error: model.device is cuda:1, but 0 CUDA devices are found" in capsys.readouterr().out
+    monkeypatch.setenv("STREAMDIFFUSION_MODEL__DEVICE", "cpu")
+    assert main(arguments) == 0
+
+
 def test_no_gpu_is_no_error_by_itself(play: Play) -> None:
     play()
     assert DependencyChecker().check_all("auto") == (True, [])

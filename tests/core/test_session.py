@@ -155,11 +155,46 @@ def test_a_skip_does_not_repeat_an_older_picture_than_the_one_under_way(
     registry.deliver([done(frames.take(session))])
     offer(session)
     second = frames.take(session)
-    session.skip(received_at=9.0, revision=0, tag=Tag())
+    for n in (3, 4):
+        session.skip(received_at=9.0, revision=0, tag=Tag(n))
     assert ear.heard == ["shown"]
     registry.deliver([done(second)])
     assert session.result is not None
-    assert session.result.number == 2
+    assert (session.result.number, session.result.tag, session.result.repeated) == (2, Tag(4), True)
+    assert session.result.received_at == 9.0
+
+
+def test_a_skip_gives_way_to_a_newer_frame(registry: Registry, frames: Frames) -> None:
+    session = registry.connect("ann", "image", Ear())
+    offer(session, tag=Tag(1))
+    first = frames.take(session)
+    session.skip(received_at=9.0, revision=0, tag=Tag(2))
+    offer(session, tag=Tag(3))
+    second = frames.take(session)
+    tags = []
+    for frame in (first, second):
+        registry.deliver([done(frame)])
+        assert session.result is not None
+        tags.append((session.result.tag, session.result.repeated))
+    assert tags == [(Tag(1), False), (Tag(3), False)]
+
+
+def test_a_skip_repeats_nothing_when_the_frame_that_it_is_like_fails(
+    registry: Registry, frames: Frames
+) -> None:
+    """The client is told of the failure; the picture before would be of another frame."""
+    ear = Ear()
+    session = registry.connect("ann", "image", ear)
+    offer(session, tag=Tag(1))
+    registry.deliver([done(frames.take(session))])
+    offer(session, tag=Tag(2))
+    second = frames.take(session)
+    session.skip(received_at=9.0, revision=0, tag=Tag(3))
+    registry.deliver([Failed(second, "no")])
+    session.skip(received_at=9.0, revision=0, tag=Tag(4))  # it was compared before the filter knew
+    assert ear.heard == ["shown", "failed: no"]
+    assert session.result is not None
+    assert session.result.tag == Tag(1)
 
 
 def test_the_same_user_takes_over(registry: Registry, frames: Frames) -> None:
@@ -215,16 +250,18 @@ def test_counters_are_kept_after_the_end(registry: Registry, frames: Frames) -> 
     assert registry.counters == Counters(results=1, errors=1)
 
 
-def test_ticks_and_results_are_observed(frames: Frames) -> None:
+def test_ticks_and_published_results_are_observed(frames: Frames) -> None:
     seen: list[object] = []
     registry = Registry(frames, observe=seen.append)
     session = registry.connect("ann", "image", Ear())
-    offer(session)
-    event = done(frames.take(session))
+    made = []
+    for _ in range(2):
+        offer(session)
+        made.append(done(frames.take(session)))
     tick = Ticked(1, 1, 0.1)
     stranger = Done(FrameIn(SessionKey("bob", 1), 1, PLAN, None, 0.0), PICTURE, 0.0, 0.0)
-    registry.deliver([tick, stranger, event])
-    assert seen == [tick, event]
+    registry.deliver([tick, stranger, made[1], made[0]])
+    assert seen == [tick, made[1]], "neither a stranger's nor one that came too late"
 
 
 async def test_everybody_who_watches_is_woken(registry: Registry, frames: Frames) -> None:

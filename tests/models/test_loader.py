@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
 from app.models.loader import ModelLoadError, load, resolve_device, resolve_dtype
 from app.models.model import Model
-from app.models.safety import SafetyChecker
+from app.models.safety import DEFAULT, SafetyChecker
 from tests import tiny
 
 PLAIN = PipelineSettings(use_lcm_lora=False)
@@ -253,6 +253,24 @@ def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float,
     assert isinstance(checker, SafetyChecker)
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3), np.uint8)
     assert checker.unsafe(images) == [unsafe, unsafe]
+
+
+def test_the_models_own_safety_checker_is_of_its_revision_and_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, Any, Any]] = []
+
+    def from_pretrained(source: str, revision: Any = None, variant: Any = None, **_: Any) -> Any:
+        asked.append((source, revision, variant))
+        return safety_network(0.0)
+
+    own: Any = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    monkeypatch.setattr(StableDiffusionSafetyChecker, "from_pretrained", from_pretrained)
+    settings = ModelSettings(model_id="some/model", revision="v2", variant="fp16")
+    for index in ({"safety_checker": own}, {"safety_checker": [None, None]}, {}):
+        monkeypatch.setattr(StableDiffusionPipeline, "load_config", lambda *_, index=index, **__: index)
+        SafetyChecker.load(settings, torch.device("cpu"), torch.float32)
+    assert asked == [("some/model", "v2", "fp16"), (DEFAULT, None, None), (DEFAULT, None, None)]
 
 
 def test_no_safety_checker_is_loaded_unless_wanted(folder: Path) -> None:

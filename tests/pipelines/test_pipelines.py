@@ -194,6 +194,12 @@ def test_a_file_without_the_class_is_told_so(folder: Path) -> None:
         place(folder, "empty", "class Pipeline:\n    pass\n")
 
 
+@pytest.mark.parametrize(("line", "found"), [('mode = "img2img"', "'img2img'"), ("", "None")])
+def test_a_mode_that_does_not_exist_is_refused(folder: Path, line: str, found: str) -> None:
+    with pytest.raises(TypeError, match=rf"modeless\.py: the mode .* 'image' or 'video', not {found}"):
+        place(folder, "modeless", SHOUT.replace('mode = "video"', line))
+
+
 def test_a_method_that_is_missing_is_named(folder: Path) -> None:
     source = SHOUT.replace("def begin", "def start")
     with pytest.raises(TypeError, match="begin"):
