@@ -88,7 +88,8 @@ export class Input extends EventTarget {
    * Open the chosen kind, with a file if there is one already.
    *
    * @param {File} [file]
-   * @returns {Promise<boolean>} false if the user went back, or chose another kind meanwhile
+   * @returns {Promise<"open" | "cancelled" | "overtaken">} cancelled if the user closed the dialogue, overtaken if
+   *   something else was chosen, or the same once more, before there was an answer
    * @throws {SourceProblem}
    */
   async start(file) {
@@ -104,17 +105,18 @@ export class Input extends EventTarget {
       });
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
+      if (attempt !== this.#attempt) return "overtaken";
       const reason = error.name in PROBLEMS ? PROBLEMS[error.name] : "unreadable";
-      if (reason === null || attempt !== this.#attempt) return false;
+      if (reason === null) return "cancelled";
       throw new SourceProblem(this.kind.id, reason);
     }
     if (attempt !== this.#attempt) {
       source.close();
-      return false;
+      return "overtaken";
     }
     this.#source = source;
     this.dispatchEvent(new Event("change"));
-    return true;
+    return "open";
   }
 
   /** The next picture of the source; in a hidden page, which draws none by itself, the one of this moment. */
