@@ -167,6 +167,33 @@ def test_a_camera_that_is_asked_for_twice(make_server: MakeServer, open_studio: 
     assert studio.page.evaluate("anyCameraOn()")
 
 
+def test_a_camera_that_cannot_be_played(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=ASKED + "window.hasty = true;")
+    studio.page.evaluate(
+        """() => {
+            HTMLMediaElement.prototype.play = async () => {
+                throw new DOMException("no decoder", "NotSupportedError");
+            };
+        }"""
+    )
+    studio.page.click("#start")
+    notice = studio.page.locator("#input-notice")
+    expect(notice).to_contain_text("The camera or screen shows no picture")
+    assert not studio.page.evaluate("anyCameraOn()"), "its light goes out"
+    studio.page.click("#language")
+    expect(notice).to_contain_text("摄像头或屏幕没有画面")
+
+
+def test_cameras_that_are_not_listed(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    script = "navigator.mediaDevices.enumerateDevices = async () => { throw new DOMException() }"
+    studio = open_studio(make_server().http, script=script)
+    expect(studio.page.locator("input[value=animation]")).to_be_checked()
+    studio.choose("camera")
+    studio.start()
+    expect(studio.page.locator("input[value=camera]")).to_be_checked()
+    expect(studio.page.locator("#input-notice")).to_be_hidden()
+
+
 def test_a_file_that_is_no_picture(make_server: MakeServer, open_studio: OpenStudio, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

@@ -8,14 +8,13 @@ const JPEG_QUALITY = 0.9;
 /** Milliseconds between pictures that are only looked at; the model may need the same processor. */
 const PREVIEW_EVERY = 30;
 
-/** What opening a source may run into, by the name of the DOMException. */
+/** What opening a camera or the screen may run into, by the name of the DOMException. */
 const PROBLEMS = {
   NotAllowedError: "refused",
   SecurityError: "insecure",
   NotFoundError: "missing",
   OverconstrainedError: "missing",
   NotReadableError: "busy",
-  AbortError: null, // the user closed the dialogue
 };
 
 /** Why a source could not be opened; `reason` is part of a key of the locales. */
@@ -106,8 +105,8 @@ export class Input extends EventTarget {
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
       if (attempt !== this.#attempt) return "overtaken";
-      const reason = error.name in PROBLEMS ? PROBLEMS[error.name] : "unreadable";
-      if (reason === null) return "cancelled";
+      if (this.kind.file && error.name === "AbortError") return "cancelled";
+      const reason = this.kind.file ? "unreadable" : (PROBLEMS[error.name] ?? "dark");
       throw new SourceProblem(this.kind.id, reason);
     }
     if (attempt !== this.#attempt) {
