@@ -194,6 +194,23 @@ def test_cameras_that_are_not_listed(make_server: MakeServer, open_studio: OpenS
     expect(studio.page.locator("#input-notice")).to_be_hidden()
 
 
+def test_a_result_that_is_not_decoded(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.evaluate(
+        """() => {
+            const decode = createImageBitmap;
+            window.createImageBitmap = async () => {
+                window.createImageBitmap = decode;
+                throw new DOMException("not decoded", "InvalidStateError");
+            };
+        }"""
+    )
+    studio.wait_for_results(3)
+    assert len(studio.complaints) == 1
+    assert "not decoded" in studio.complaints.pop()
+
+
 def test_a_file_that_is_no_picture(make_server: MakeServer, open_studio: OpenStudio, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
