@@ -194,6 +194,24 @@ def test_cameras_that_are_not_listed(make_server: MakeServer, open_studio: OpenS
     expect(studio.page.locator("#input-notice")).to_be_hidden()
 
 
+def test_a_picture_that_is_not_taken(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """More often than there are frames on the way, so that none is left if each of them were the last."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.evaluate(
+        """() => {
+            const taken = HTMLCanvasElement.prototype.toBlob;
+            window.failures = 0;
+            HTMLCanvasElement.prototype.toBlob = () => {
+                if (++failures === 10) HTMLCanvasElement.prototype.toBlob = taken;
+                throw new DOMException("out of memory", "UnknownError");
+            };
+        }"""
+    )
+    studio.page.wait_for_function("failures === 10")
+    studio.wait_for_results(3)
+
+
 def test_a_result_that_is_not_decoded(make_server: MakeServer, open_studio: OpenStudio) -> None:
     studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
     studio.start()
