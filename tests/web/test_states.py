@@ -119,6 +119,116 @@ def test_screen_until_the_user_ends_it(make_server: MakeServer, open_studio: Ope
     studio.wait_for_results(2)
 
 
+ASKED = """
+    const devices = navigator.mediaDevices;
+    const ask = devices.getUserMedia.bind(devices);
+    window.streams = [];
+    window.answers = [];
+    devices.getUserMedia = async (wishes) => {
+        const stream = await ask(wishes);
+        streams.push(stream);
+        if (window.hasty) return stream;
+        await new Promise((done) => answers.push(done));
+        return stream;
+    };
+    window.anyCameraOn = () => streams.some((stream) => stream.active);
+"""
+"""A camera question that stays open until one of `answers` is called."""
+
+
+def test_a_camera_that_is_allowed_too_late(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA + ";" + ASKED)
+    studio.choose("prompt")
+    studio.start()
+    studio.choose("camera")
+    studio.page.wait_for_function("answers.length === 1")
+    studio.choose("prompt")
+    studio.wait_for_results()
+    studio.page.evaluate("document.getElementById('stage').dataset.state = 'untouched'; answers[0]()")
+    studio.page.wait_for_function("!anyCameraOn()")
+    studio.wait_for_results(3)
+    expect(studio.page.locator("#stage")).to_have_attribute("data-state", "untouched")
+    expect(studio.page.locator("input[name=strength]")).to_have_count(0)
+    expect(studio.page.locator("input[value=prompt]")).to_be_checked()
+
+
+def test_a_camera_that_is_asked_for_twice(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """By choosing it and by Start, while the browser still asks: the first answer takes nothing back."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA + ";" + ASKED)
+    studio.choose("camera")
+    studio.page.wait_for_function("answers.length === 1")
+    studio.page.click("#start")
+    studio.page.wait_for_function("answers.length === 2")
+    studio.page.evaluate("answers[0]()")
+    studio.page.wait_for_function("streams[0].getTracks()[0].readyState === 'ended'")
+    studio.page.evaluate("answers[1]()")
+    studio.wait_for_results()
+    expect(studio.page.locator("input[value=camera]")).to_be_checked()
+    assert studio.page.evaluate("anyCameraOn()")
+
+
+def test_a_camera_that_cannot_be_played(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=ASKED + "window.hasty = true;")
+    studio.page.evaluate(
+        """() => {
+            HTMLMediaElement.prototype.play = async () => {
+                throw new DOMException("no decoder", "NotSupportedError");
+            };
+        }"""
+    )
+    studio.page.click("#start")
+    notice = studio.page.locator("#input-notice")
+    expect(notice).to_contain_text("The camera or screen shows no picture")
+    assert not studio.page.evaluate("anyCameraOn()"), "its light goes out"
+    studio.page.click("#language")
+    expect(notice).to_contain_text("摄像头或屏幕没有画面")
+
+
+def test_cameras_that_are_not_listed(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    script = "navigator.mediaDevices.enumerateDevices = async () => { throw new DOMException() }"
+    studio = open_studio(make_server().http, script=script)
+    expect(studio.page.locator("input[value=animation]")).to_be_checked()
+    studio.choose("camera")
+    studio.start()
+    expect(studio.page.locator("input[value=camera]")).to_be_checked()
+    expect(studio.page.locator("#input-notice")).to_be_hidden()
+
+
+def test_a_picture_that_is_not_taken(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """More often than there are frames on the way, so that none is left if each of them were the last."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.evaluate(
+        """() => {
+            const taken = HTMLCanvasElement.prototype.toBlob;
+            window.failures = 0;
+            HTMLCanvasElement.prototype.toBlob = () => {
+                if (++failures === 10) HTMLCanvasElement.prototype.toBlob = taken;
+                throw new DOMException("out of memory", "UnknownError");
+            };
+        }"""
+    )
+    studio.page.wait_for_function("failures === 10")
+    studio.wait_for_results(3)
+
+
+def test_a_result_that_is_not_decoded(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.start()
+    studio.page.evaluate(
+        """() => {
+            const decode = createImageBitmap;
+            window.createImageBitmap = async () => {
+                window.createImageBitmap = decode;
+                throw new DOMException("not decoded", "InvalidStateError");
+            };
+        }"""
+    )
+    studio.wait_for_results(3)
+    assert len(studio.complaints) == 1
+    assert "not decoded" in studio.complaints.pop()
+
+
 def test_a_file_that_is_no_picture(make_server: MakeServer, open_studio: OpenStudio, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

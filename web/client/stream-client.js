@@ -20,7 +20,7 @@ const LAST_DELAY = 5000;
 /**
  * @typedef {object} Options
  * @property {() => Promise<Frame>} capture called whenever the server has room for a frame; sets the pace by
- *   taking its time. Must not reject.
+ *   taking its time. If it rejects, there is no picture yet, and it is called again soon.
  * @property {string | URL} [server] base address of the server; the page's own by default
  * @property {string} [user] 1 to 128 letters, digits and - . _ ~; random by default
  * @property {"image" | "video"} [mode]
@@ -141,7 +141,7 @@ export class StreamClient extends EventTarget {
 
   /** @param {WebSocket} socket */
   async #send(socket) {
-    const { picture, time } = await this.#options.capture();
+    const { picture, time } = await this.#capture();
     if (this.#socket !== socket || socket.readyState !== WebSocket.OPEN) return;
     const frameId = this.#frameId++;
     socket.send('{"status": "next_frame"}');
@@ -149,6 +149,16 @@ export class StreamClient extends EventTarget {
     // A frame without a picture is well understood: the server asks again soon.
     if (this.mode === "image") socket.send(picture ?? new ArrayBuffer(0));
     this.#dispatch("sent", { frameId });
+  }
+
+  /** @returns {Promise<Frame>} */
+  async #capture() {
+    try {
+      return await this.#options.capture();
+    } catch (error) {
+      console.warn(error);
+      return { picture: null, time: performance.now() };
+    }
   }
 
   /** @param {number} code */

@@ -8,14 +8,13 @@ const JPEG_QUALITY = 0.9;
 /** Milliseconds between pictures that are only looked at; the model may need the same processor. */
 const PREVIEW_EVERY = 30;
 
-/** What opening a source may run into, by the name of the DOMException. */
+/** What opening a camera or the screen may run into, by the name of the DOMException. */
 const PROBLEMS = {
   NotAllowedError: "refused",
   SecurityError: "insecure",
   NotFoundError: "missing",
   OverconstrainedError: "missing",
   NotReadableError: "busy",
-  AbortError: null, // the user closed the dialogue
 };
 
 /** Why a source could not be opened; `reason` is part of a key of the locales. */
@@ -88,7 +87,8 @@ export class Input extends EventTarget {
    * Open the chosen kind, with a file if there is one already.
    *
    * @param {File} [file]
-   * @returns {Promise<boolean>} false if the user went back, or chose another kind meanwhile
+   * @returns {Promise<"open" | "cancelled" | "overtaken">} cancelled if the user closed the dialogue, overtaken if
+   *   something else was chosen, or the same once more, before there was an answer
    * @throws {SourceProblem}
    */
   async start(file) {
@@ -104,17 +104,18 @@ export class Input extends EventTarget {
       });
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
-      const reason = error.name in PROBLEMS ? PROBLEMS[error.name] : "unreadable";
-      if (reason === null || attempt !== this.#attempt) return false;
+      if (attempt !== this.#attempt) return "overtaken";
+      if (this.kind.file && error.name === "AbortError") return "cancelled";
+      const reason = this.kind.file ? "unreadable" : (PROBLEMS[error.name] ?? "dark");
       throw new SourceProblem(this.kind.id, reason);
     }
     if (attempt !== this.#attempt) {
       source.close();
-      return false;
+      return "overtaken";
     }
     this.#source = source;
     this.dispatchEvent(new Event("change"));
-    return true;
+    return "open";
   }
 
   /** The next picture of the source; in a hidden page, which draws none by itself, the one of this moment. */

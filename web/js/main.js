@@ -73,8 +73,11 @@ async function changeSource(kind, file) {
   const running = wanted;
   input.choose(kind);
   picker.show(kind);
-  if (!(await openSource(file)) && input.kind === kind && kind.asks && inputNotice.empty) {
-    // The user closed the dialogue: what was there before comes back, unless that would ask again.
+  const outcome = await openSource(file);
+  // A question that was left open may be answered when something else is long chosen.
+  if (outcome === "overtaken") return;
+  if (outcome === "cancelled") {
+    // What was there before comes back, unless that would ask again.
     await changeSource(before.asks ? ANIMATION : before);
     return;
   }
@@ -85,7 +88,7 @@ async function changeSource(kind, file) {
   if (running && !connection && input.open) await start();
 }
 
-/** @param {File} [file] @returns {Promise<boolean>} whether there is a picture now */
+/** @param {File} [file] @returns {Promise<"open" | "cancelled" | "overtaken" | "failed">} */
 async function openSource(file) {
   inputNotice.clear();
   try {
@@ -101,7 +104,7 @@ async function openSource(file) {
       ],
     }));
     showTools();
-    return false;
+    return "failed";
   }
 }
 
@@ -132,7 +135,7 @@ onDroppedFile((file) => {
 async function start() {
   if (connection) return;
   wanted = true;
-  if (!input.open && !(await openSource())) return;
+  if (!input.open && (await openSource()) !== "open") return;
   if (parameters.mode !== input.kind.mode) await showParameters(input.kind.mode);
   if (connection) return;
   connection = new Connection({

@@ -25,13 +25,19 @@ export class Output {
     while (this.#next) {
       const current = this.#next;
       this.#next = null;
-      const bitmap = await createImageBitmap(current.picture);
-      this.#resize(bitmap.width, bitmap.height);
-      this.#context.drawImage(bitmap, 0, 0);
-      bitmap.close();
-      this.onShown(current);
+      // One that cannot be painted must not be the last one.
+      await this.#paint(current).catch((error) => console.error(error));
     }
     this.#decoding = false;
+  }
+
+  /** @param {import("../client/result.js").Result} result */
+  async #paint(result) {
+    const bitmap = await createImageBitmap(result.picture);
+    this.#resize(bitmap.width, bitmap.height);
+    this.#context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    this.onShown(result);
   }
 
   /** Something to look at while there is no result. @param {HTMLCanvasElement} canvas */

@@ -21,12 +21,3 @@ export async function getQueueSize() {
 export function getStatus() {
   return get("api/status");
 }
-
-/** Whether frames can be made now; false also where nobody answers. */
-export async function isReady() {
-  try {
-    return (await fetch(new URL("health/ready", document.baseURI), { cache: "no-store" })).ok;
-  } catch {
-    return false;
-  }
-}

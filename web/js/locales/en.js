@@ -53,6 +53,8 @@ export default {
   "problem.missing.help": "Plug one in and try again, or take another input.",
   "problem.busy": "The camera is busy",
   "problem.busy.help": "Another program may be using it.",
+  "problem.dark": "The camera or screen shows no picture",
+  "problem.dark.help": "Try again, or take another input.",
   "problem.unreadable": "This file cannot be shown",
   "problem.unreadable.help": "The browser does not know its format.",
 

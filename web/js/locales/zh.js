@@ -52,6 +52,8 @@ export default {
   "problem.missing.help": "请接入摄像头后重试，或选择其他输入。",
   "problem.busy": "摄像头被占用",
   "problem.busy.help": "可能有其他程序正在使用摄像头。",
+  "problem.dark": "摄像头或屏幕没有画面",
+  "problem.dark.help": "请重试，或选择其他输入。",
   "problem.unreadable": "无法显示此文件",
   "problem.unreadable.help": "浏览器不支持这种格式。",
 

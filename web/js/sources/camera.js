@@ -20,7 +20,7 @@ export const camera = {
     // People expect to see themselves as in a mirror, and the world as it is.
     let mirrored = facingMode !== "environment";
     const source = await playing(videoOf(stream, ended), () => mirrored);
-    const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(isCamera);
+    const cameras = await listCameras();
 
     function switchCamera() {
       const next = cameras.findIndex((device) => device.deviceId === deviceId) + 1;
@@ -42,11 +42,11 @@ export const camera = {
 
 /** Whether there is a camera to ask for. */
 export async function hasCamera() {
-  if (!navigator.mediaDevices) return false;
-  return (await navigator.mediaDevices.enumerateDevices()).some(isCamera);
+  return (await listCameras()).length > 0;
 }
 
-/** @param {MediaDeviceInfo} device */
-function isCamera(device) {
-  return device.kind === "videoinput";
+/** None where the browser does not tell, which need not mean that it gives none. */
+async function listCameras() {
+  const devices = (await navigator.mediaDevices?.enumerateDevices().catch(() => [])) ?? [];
+  return devices.filter(({ kind }) => kind === "videoinput");
 }

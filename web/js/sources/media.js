@@ -7,13 +7,28 @@ import { drawCover } from "./cover.js";
  *
  * @param {HTMLVideoElement} video
  * @param {() => boolean} mirrored
+ * @throws {DOMException} if it cannot be played; it is closed then
  */
 export async function playing(video, mirrored = () => false) {
   video.muted = true;
   video.playsInline = true;
-  await video.play();
   let fresh = true;
   let closed = false;
+
+  function close() {
+    closed = true;
+    video.pause();
+    const stream = /** @type {MediaStream | null} */ (video.srcObject);
+    for (const track of stream?.getTracks() ?? []) track.stop();
+    video.srcObject = null;
+  }
+
+  try {
+    await video.play();
+  } catch (error) {
+    close();
+    throw error;
+  }
 
   function count() {
     fresh = true;
@@ -38,13 +53,7 @@ export async function playing(video, mirrored = () => false) {
       context.restore();
       return another;
     },
-    close() {
-      closed = true;
-      video.pause();
-      const stream = /** @type {MediaStream | null} */ (video.srcObject);
-      for (const track of stream?.getTracks() ?? []) track.stop();
-      video.srcObject = null;
-    },
+    close,
   };
 }
 

@@ -7,6 +7,7 @@ export const picture = {
   id: "picture",
   mode: "image",
   asks: true,
+  file: true,
   available: () => true,
   open: async ({ chooseFile, reopen }) => {
     const bitmap = await createImageBitmap(await chooseFile("image/*"));

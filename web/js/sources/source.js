@@ -5,6 +5,7 @@
  * @property {string} id also the name of its icon, and the key of its name in the locales
  * @property {"image" | "video"} mode of the connection it feeds
  * @property {boolean} [asks] whether opening it asks the user for something, so that it cannot open by itself
+ * @property {boolean} [file] whether it shows a file of the user
  * @property {() => boolean} available whether this browser has it
  * @property {(needs: Needs) => Promise<Source>} open throws a DOMException that `SourceProblem` explains
  *

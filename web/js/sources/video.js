@@ -7,6 +7,7 @@ export const video = {
   id: "video",
   mode: "image",
   asks: true,
+  file: true,
   available: () => true,
   open: async ({ chooseFile, reopen }) => {
     const player = document.createElement("video");
