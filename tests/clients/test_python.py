@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from streamdiffusion_client import Client, FrameError, RefusedError, Result, ServerFullError, decode_result
@@ -15,6 +17,8 @@ from app.utils.image import decode
 from tests.api.conftest import SIZE, MakeServer, Server, make_server, picture, server, until
 
 __all__ = ["make_server", "server"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def grey(data: bytes) -> int:
@@ -200,6 +204,14 @@ async def test_a_lost_connection_is_opened_again_and_the_frame_sent_again(server
         server.runner.gate.set()
         result = await asyncio.wait_for(rendering, 10)
     assert grey(result.picture) == pytest.approx(225, abs=2)
+
+
+def test_the_readme_can_be_run_as_it_stands() -> None:
+    text = (ROOT / "clients/python/README.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
 
 
 def test_a_result_of_another_version_is_refused() -> None:
