@@ -1,6 +1,6 @@
 """A camera in a window, repainted: `python examples/webcam.py "pencil sketch"`; Escape ends it.
 
-Needs `pip install ./clients/python opencv-python`.
+Needs `pip install ./clients/python opencv-python`, outside of the server's environment: see README.md.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ async def main(arguments: argparse.Namespace) -> None:
     if not camera.isOpened():
         raise SystemExit(f"there is no camera {arguments.camera}")
     parameters = {"prompt": arguments.prompt, "strength": arguments.strength}
-    async with Client(arguments.server, parameters=parameters) as client:
+    async with Client(arguments.server, user=arguments.user, parameters=parameters) as client:
         print(f"also at {client.stream_address}")
         async with contextlib.aclosing(client.stream(frames(camera, arguments.size))) as results:
             async for result in results:
                 picture = cv2.imdecode(np.frombuffer(result.picture, np.uint8), cv2.IMREAD_COLOR)
+                cv2.imshow("result", picture)
+                # Only now: before its first picture there is no window that could have a title.
                 if result.frame_time is not None:
                     cv2.setWindowTitle("result", f"{(time.monotonic() - result.frame_time) * 1000:.0f} ms")
-                cv2.imshow("result", picture)
                 if cv2.waitKey(1) == ESCAPE:
                     return
 
@@ -54,6 +55,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt")
     parser.add_argument("--server", default="http://localhost:8000")
+    parser.add_argument("--user", help="name in the results' address; a new one every time by default")
     parser.add_argument("--camera", type=int, default=0)
     parser.add_argument("--size", type=int, default=512, help="side of the pictures sent, in pixels")
     parser.add_argument("--strength", type=float, default=0.5)

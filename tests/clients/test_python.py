@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from streamdiffusion_client import Client, FrameError, RefusedError, ServerFullError, decode_result
+from streamdiffusion_client import Client, FrameError, RefusedError, Result, ServerFullError, decode_result
+from streamdiffusion_client.pictures import Pictures
 
+from app.core.session import Ending
 from app.utils.image import decode
-from tests.api.conftest import SIZE, MakeServer, Server, make_server, picture, server
+from tests.api.conftest import SIZE, MakeServer, Server, make_server, picture, server, until
 
 __all__ = ["make_server", "server"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def grey(data: bytes) -> int:
@@ -22,6 +28,11 @@ def grey(data: bytes) -> int:
 async def pictures(*greys: int) -> AsyncIterator[bytes]:
     for level in greys:
         yield picture(level)
+
+
+async def drained(results: AsyncIterator[Result]) -> None:
+    async for _ in results:
+        pass
 
 
 async def test_render_gives_the_result_of_that_picture(server: Server) -> None:
@@ -93,6 +104,94 @@ async def test_full_and_taken_over(make_server: MakeServer) -> None:
             assert refused.value.code == 4001
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients connect again without waiting long."""
+    monkeypatch.setattr("streamdiffusion_client.client.FIRST_DELAY", 0.01)
+
+
+def send_away(server: Server, user: str, ending: Ending) -> None:
+    """End a user's session as the server does by itself: with words, then with a close."""
+    session = server.session(user)
+    server.loop.call_soon_threadsafe(server.service.registry.end, session, ending)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_stream_survives_a_shutdown_and_so_does_its_camera(server: Server) -> None:
+    asked, seen = asyncio.Event(), asyncio.Event()
+
+    async def camera() -> AsyncIterator[bytes]:
+        yield picture(10)
+        asked.set()
+        await seen.wait()
+        yield picture(20)
+
+    async with Client(server.http, user="ann") as client:
+        results = client.stream(camera())
+        first = await asyncio.wait_for(anext(results), 5)
+        following = asyncio.ensure_future(anext(results))
+        await asked.wait()
+        old = server.session("ann")
+        send_away(server, "ann", Ending.SHUTDOWN)
+        await until(lambda: server.service.registry.find("ann") not in {None, old})
+        seen.set()
+        second = await asyncio.wait_for(following, 5)
+        assert [item async for item in results] == []
+    assert [grey(item.picture) for item in (first, second)] == pytest.approx([245, 235], abs=2)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_the_last_result_of_a_stream_is_not_lost_with_the_connection(server: Server) -> None:
+    server.runner.gate.clear()
+    async with Client(server.http, user="ann") as client:
+        streaming = asyncio.ensure_future(anext(client.stream(pictures(30))))
+        await until(lambda: server.runner.batches)
+        send_away(server, "ann", Ending.SHUTDOWN)
+        await until(lambda: server.service.registry.find("ann") is None)
+        server.runner.gate.set()
+        assert grey((await asyncio.wait_for(streaming, 5)).picture) == pytest.approx(225, abs=2)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_frame_is_rendered_in_spite_of_a_shutdown(server: Server) -> None:
+    server.runner.gate.clear()
+    async with Client(server.http, user="ann") as client:
+        rendering = asyncio.create_task(client.render(picture(30)))
+        await until(lambda: server.runner.batches)
+        send_away(server, "ann", Ending.SHUTDOWN)
+        server.runner.gate.set()
+        assert grey((await asyncio.wait_for(rendering, 5)).picture) == pytest.approx(225, abs=2)
+
+
+@pytest.mark.parametrize(("ending", "code"), [(Ending.TAKEN_OVER, 4001), (Ending.IDLE, 4002)])
+async def test_a_stream_tells_why_it_is_over(server: Server, ending: Ending, code: int) -> None:
+    async with Client(server.http, user="ann") as client:
+        results = client.stream(pictures(*range(200)))
+        await asyncio.wait_for(anext(results), 5)
+        send_away(server, "ann", ending)
+        with pytest.raises(RefusedError) as refused:
+            await asyncio.wait_for(drained(results), 5)
+    assert refused.value.code == code
+
+
+async def test_the_last_picture_is_given_again_until_its_result_came() -> None:
+    source = Pictures(pictures(1, 2))
+    assert await source.next() == picture(1)
+    source.lose()
+    assert await source.next() == picture(2)
+    source.lose()
+    source.lose()
+    assert not source.done
+    assert await source.next() == picture(2)
+    with pytest.raises(StopAsyncIteration):
+        await source.next()
+    assert source.ended
+    assert not source.done
+    source.seen()
+    source.lose()
+    assert source.done
+
+
 async def test_a_lost_connection_is_opened_again_and_the_frame_sent_again(server: Server) -> None:
     server.runner.gate.clear()
     async with Client(server.http, parameters={"prompt": "a cat"}) as client:
@@ -105,6 +204,14 @@ async def test_a_lost_connection_is_opened_again_and_the_frame_sent_again(server
         server.runner.gate.set()
         result = await asyncio.wait_for(rendering, 10)
     assert grey(result.picture) == pytest.approx(225, abs=2)
+
+
+def test_the_readme_can_be_run_as_it_stands() -> None:
+    text = (ROOT / "clients/python/README.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
 
 
 def test_a_result_of_another_version_is_refused() -> None:

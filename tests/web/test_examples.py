@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from playwright.sync_api import Browser
 
 from tests.api.conftest import MakeServer, picture
@@ -64,20 +65,28 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     source.mkdir()
     (source / "a.jpg").write_bytes(picture(20))
     (source / "b.JPEG").write_bytes(picture(220))
+    Image.new("RGB", (64, 64), (220, 220, 220)).save(source / "a.png")
+    Image.new("RGB", (4, 4)).save(source / "small.png")
     (source / "broken.png").write_bytes(b"no picture")
+    sideways = Image.new("RGB", (64, 64), (240, 240, 240))
+    sideways.paste((10, 10, 10), (0, 0, 32, 64))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # what is left is above
+    sideways.save(source / "photo.jpg", exif=exif)
     (source / "notes.txt").write_text("not a picture")
     script = [sys.executable, str(EXAMPLES / "folder.py"), str(source), str(target)]
     command = [*script, "a cat", "--server", make_server().http]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert "broken.png: picture:" in done.stdout
-    assert sorted(path.name for path in target.iterdir()) == ["a.jpg", "b.jpg"]
-    assert (
-        decode((target / "a.jpg").read_bytes()).mean()
-        > 200
-        > 50
-        > decode((target / "b.jpg").read_bytes()).mean()
-    )
+    assert "broken.png: cannot identify" in done.stdout
+    assert "small.png: picture:" in done.stdout
+    results = {path.name: decode(path.read_bytes()) for path in target.iterdir()}
+    assert sorted(results) == ["a.jpg", "a.png.jpg", "b.JPEG", "photo.jpg"]
+    assert results["a.jpg"].mean() > 200
+    assert results["a.png.jpg"].mean() < 50
+    assert results["b.JPEG"].mean() < 50
+    above, below = np.split(results["photo.jpg"], 2)
+    assert above.mean() > 200 > 50 > below.mean()
 
 
 class Camera:
@@ -92,13 +101,25 @@ class Camera:
         return True, np.full((48, 96, 3), 30, np.uint8)
 
 
-async def test_webcam(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_webcam(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown: list[float] = []
+    titles: list[str] = []
+
+    def set_title(_window: str, title: str) -> None:
+        if not shown:
+            raise cv2.error("there is no window yet")
+        titles.append(title)
+
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    monkeypatch.setattr(cv2, "setWindowTitle", lambda _window, _title: None)
+    monkeypatch.setattr(cv2, "setWindowTitle", set_title)
     monkeypatch.setattr(cv2, "imshow", lambda _window, picture: shown.append(picture.mean()))
     monkeypatch.setattr(cv2, "waitKey", lambda _wait: 27 if len(shown) == 5 else -1)
     webcam = runpy.run_path(str(EXAMPLES / "webcam.py"))
-    arguments = {"server": make_server().http, "prompt": "a cat", "strength": 0.5, "camera": 0, "size": 64}
+    arguments = {"prompt": "a cat", "user": "obs", "strength": 0.5, "camera": 0, "size": 64}
+    arguments["server"] = make_server().http
     await asyncio.wait_for(webcam["main"](argparse.Namespace(**arguments)), 20)
     assert [round(mean) for mean in shown] == [pytest.approx(225, abs=2)] * 5
+    assert all(title.endswith(" ms") for title in titles)
+    assert f"{arguments['server']}/api/stream/obs" in capsys.readouterr().out

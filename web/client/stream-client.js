@@ -37,7 +37,8 @@ const LAST_DELAY = 5000;
  * - `state`: `detail` is `{state, code, message}`; code and message say why a connection ended, else null;
  * - `sent`: `detail` is `{frameId}`;
  * - `result`: `detail` is a `Result`;
- * - `problem`: `detail` is `{message}`, words from the server about one frame; the stream goes on.
+ * - `problem`: `detail` is `{message}`, words from the server about one frame; the stream goes on. Its last
+ *   words before it ends a connection come here too, and a `state` follows them at once.
  */
 export class StreamClient extends EventTarget {
   /** @type {WebSocket | null} */

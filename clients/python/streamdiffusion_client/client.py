@@ -7,12 +7,12 @@ force from the next frame on, and a frame that was lost with a connection can si
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -21,10 +21,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from streamdiffusion_client.errors import FINAL_CODES, FrameError, refusal
+from streamdiffusion_client.pictures import Pictures
 from streamdiffusion_client.result import Result, decode_result
 
 FIRST_DELAY, LAST_DELAY = 0.25, 5.0
 """Seconds between attempts to connect again; doubled from the first to the last."""
+
+LAST_WORDS = 1.0
+"""Seconds that a close may come after the error that announces it."""
 
 
 class Client:
@@ -63,10 +67,7 @@ class Client:
         """Where the results can also be watched, as an image stream."""
         self._socket: ClientConnection | None = None
         self._credit = False
-        self._live = False
-        self._message = ""
         self._frame_id = 0
-        self._source_ended = False
 
     async def __aenter__(self) -> Client:
         await self._connect()
@@ -102,55 +103,57 @@ class Client:
         with the result of the last picture. In video mode pictures are None, and only set the pace.
 
         Raises:
-            FrameError: if the server cannot take or make a frame; the connection lives on.
+            FrameError: if the server cannot take or make a frame; the connection lives on. This ends the
+                stream and, if it is a generator, the one that gave the pictures: go on with new ones.
             RefusedError: if the server ended the connection for good.
         """
-        source = aiter(pictures)
-        self._source_ended = False
-        while not self._source_ended:
-            try:
-                async with aclosing(self._exchange(source)) as results:
-                    async for result in results:
-                        yield result
-            except ConnectionClosed as closed:  # noqa: PERF203 - once a connection, not once a frame
-                await self._reconnect(closed)
+        source = Pictures(pictures)
+        try:
+            while not source.done:
+                try:
+                    async with contextlib.aclosing(self._exchange(source)) as results:
+                        async for result in results:
+                            yield result
+                except ConnectionClosed as closed:  # noqa: PERF203 - once a connection, not once a frame
+                    source.lose()
+                    await self._reconnect(closed)
+        finally:
+            await source.close()
 
     async def _try_to_render(self, picture: bytes | None) -> Result | None:
         """`render`; None if the connection was lost and opened again."""
         try:
             while not self._credit:
-                self._take(await self._receive())
+                await self._receive()
             frame_id = await self._send(picture)
             while True:
-                result = self._take(await self._receive())
+                result = await self._receive()
                 if result is not None and result.frame_id == frame_id:
                     return result
         except ConnectionClosed as closed:
             await self._reconnect(closed)
             return None
 
-    async def _exchange(self, source: AsyncIterator[bytes | None]) -> AsyncGenerator[Result, None]:
+    async def _exchange(self, source: Pictures) -> AsyncGenerator[Result, None]:
         """`stream`, until the connection is lost."""
-        last_sent: int | None = None
-        last_seen: int | None = None
-        receiving: asyncio.Future[str | bytes] | None = None
-        feeding: asyncio.Future[int | None] | None = None
+        receiving: asyncio.Future[Result | None] | None = None
+        feeding: asyncio.Future[None] | None = None
         try:
-            while not (self._source_ended and last_seen == last_sent):
+            while not source.done:
                 receiving = receiving or asyncio.ensure_future(self._receive())
-                if self._credit and feeding is None and not self._source_ended:
+                if self._credit and feeding is None and not source.ended:
                     feeding = asyncio.ensure_future(self._feed(source))
                 waiting: set[asyncio.Future[Any]] = {receiving} if feeding is None else {receiving, feeding}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if feeding is not None and feeding.done():
-                    sent, feeding = feeding.result(), None
-                    self._source_ended = sent is None
-                    last_sent = last_sent if sent is None else sent
+                    feeding.result()
+                    feeding = None
                 if receiving.done():
                     # None while the caller has the result, so that no message is lost if it stops there.
-                    message, receiving = receiving.result(), None
-                    if (result := self._take(message)) is not None:
-                        last_seen = result.frame_id
+                    result, receiving = receiving.result(), None
+                    if result is not None:
+                        if result.frame_id == self._frame_id - 1:
+                            source.seen()
                         yield result
         finally:
             for task in (receiving, feeding):
@@ -158,15 +161,13 @@ class Client:
                     task.cancel()
                     await asyncio.wait({task})
 
-    async def _feed(self, source: AsyncIterator[bytes | None]) -> int | None:
-        """Send the next picture. Returns its frame's id, or None if there is none left."""
-        try:
-            picture = await anext(source)
-        except StopAsyncIteration:
-            return None
-        return await self._send(picture)
+    async def _feed(self, source: Pictures) -> None:
+        """Send the next picture, if there is one left."""
+        with contextlib.suppress(StopAsyncIteration):
+            await self._send(await source.next())
 
     async def _send(self, picture: bytes | None) -> int:
+        """Send a frame. Returns its id."""
         assert self._socket is not None, "the client is not connected; use `async with`"
         self._credit = False
         frame_id = self._frame_id
@@ -178,30 +179,25 @@ class Client:
             await self._socket.send(picture or b"")
         return frame_id
 
-    async def _receive(self) -> str | bytes:
+    async def _receive(self) -> Result | None:
+        """Take note of the next message; the result, if it is one."""
         assert self._socket is not None, "the client is not connected; use `async with`"
         message: str | bytes = await self._socket.recv()
-        return message
-
-    def _take(self, message: str | bytes) -> Result | None:
-        """Take note of a message; the result, if it is one."""
         if isinstance(message, bytes):
             return decode_result(message)
         said = json.loads(message)
-        status = said["status"]
-        if status == "connected":
-            self._live = True
-        elif status == "send_frame":
+        if said["status"] == "send_frame":
             self._credit = True
-        elif status in {"error", "timeout"}:
-            self._message = said.get("message", "")
-            # Before `connected`, and after `timeout`, the close that follows says more.
-            if status == "error" and self._live:
-                raise FrameError(self._message)
+        elif said["status"] == "error":
+            # About a frame, or the last word before a close, whose code says more: what follows tells.
+            # Nothing need follow, and a result that does is given up: this ends a stream anyway.
+            with contextlib.suppress(asyncio.TimeoutError, FrameError):
+                await asyncio.wait_for(self._receive(), LAST_WORDS)
+            raise FrameError(said["message"])
         return None
 
     async def _connect(self) -> None:
-        self._credit = self._live = False
+        self._credit = False
         # Pictures are compressed already.
         self._socket = await connect(self._address, compression=None, max_size=None)
 
@@ -209,10 +205,8 @@ class Client:
         """Connect until it succeeds. Raises RefusedError if the server closed the connection for good."""
         delay = FIRST_DELAY
         while True:
-            code = closed.rcvd.code if closed.rcvd is not None else None
-            if code in FINAL_CODES:
-                assert code is not None
-                raise refusal(code, closed.rcvd.reason if closed.rcvd else self._message) from closed
+            if closed.rcvd is not None and closed.rcvd.code in FINAL_CODES:
+                raise refusal(closed.rcvd.code, closed.rcvd.reason) from closed
             # Spread out, so that a server that comes back is not met by everybody at once.
             await asyncio.sleep(delay * (0.5 + random.random()))
             delay = min(2 * delay, LAST_DELAY)
