@@ -1,5 +1,6 @@
 """The README's two commands, with pip, Python and the GPU played."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,7 +33,7 @@ class Checkout:
         shutil.copytree(ROOT / "scripts", self.folder / "scripts")
         for path in [ROOT / "run", *ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"]:
             shutil.copy(path, self.folder)
-        self.configure("xformers")
+        self.configure()
         # Not the real one, if this machine has a GPU.
         self.program(self.tools / "nvidia-smi", "exit 9")
 
@@ -41,10 +42,15 @@ class Checkout:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
 
-    def configure(self, acceleration: str) -> None:
-        """The configuration file, as far as ./run looks into it."""
+    def configure(self, **values: str) -> None:
+        """The configuration file that comes with the server, with other values."""
         (self.folder / "app/config").mkdir(parents=True, exist_ok=True)
-        (self.folder / "app/config/config.yaml").write_text(f'model:\n  acceleration: "{acceleration}"\n')
+        text = (ROOT / "app/config/config.yaml").read_text()
+        for key, value in values.items():
+            text, count = re.subn(rf"(?m)^  {key}: .*", f"  {key}: {value}", text)
+            if not count:
+                text = text.replace("model:\n", f"model:\n  {key}: {value}\n")
+        (self.folder / "app/config/config.yaml").write_text(text)
 
     def environment_made(self) -> None:
         self.program(self.folder / ".venv/bin/pip", "exit 1")
@@ -191,15 +197,32 @@ def test_commented_example_sets_nothing(installed: Checkout) -> None:
 def test_with_gpu_the_fastest_is_taken_unless_the_configuration_says_which(installed: Checkout) -> None:
     installed.gpu()
     assert installed.serve()[0] == {ACCELERATION: "auto"}
-    installed.configure("fused")
+    installed.configure(acceleration="fused")
     assert installed.serve()[0] == {}
 
 
 def test_without_gpu_the_configuration_says_which_too(installed: Checkout) -> None:
-    installed.configure("compile")
+    installed.configure(acceleration="compile")
     assert ACCELERATION not in installed.serve()[0]
     (installed.folder / "mine.yaml").touch()
     assert ACCELERATION not in installed.serve(STREAMDIFFUSION_CONFIG="mine.yaml")[0]
+
+
+def test_model_in_the_configuration_file_is_served_on_the_cpu(installed: Checkout) -> None:
+    installed.configure(model_id="some/model  # mine")
+    variables, said = installed.serve()
+    assert variables == {ACCELERATION: "auto"}
+    assert "your model runs on the CPU" in said
+
+
+def test_sizes_and_threads_in_the_configuration_file_count_without_gpu(installed: Checkout) -> None:
+    installed.configure(threads="3", width="384")
+    variables, _ = installed.serve()
+    assert variables == {
+        MODEL: "models/mini",
+        ACCELERATION: "auto",
+        "STREAMDIFFUSION_PIPELINE__HEIGHT": "256",
+    }
 
 
 @pytest.mark.parametrize(("check", "pytest_", "status"), [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 5)])

@@ -128,7 +128,11 @@ class ModelSettings(Section):
         "`none`; `auto` is the fastest that works without a build of minutes, with CUDA graphs on a GPU. "
         "docs/performance.md compares them.",
     )
-    engine_dir: Path = Field(default=Path("engines"), description="Folder that caches TensorRT engines.")
+    engine_dir: Path = Field(
+        default=Path("engines"),
+        description="Folder that keeps what is compiled: the engines of `tensorrt`, the cache of `compile`; "
+        "in Docker also Triton's.",
+    )
     use_cuda_graph: bool = Field(
         default=False,
         description="Replay encoding, the UNet's step and decoding as CUDA graphs, one per batch size.",
@@ -188,7 +192,8 @@ class PipelineSettings(Section):
     mode: Mode = Field(
         default="image",
         description="Mode of a connection that names none: `image` repaints the client's frames, `video` "
-        "generates frames from the prompt alone.",
+        "generates frames from the prompt alone. A `pipeline.name` other than `img2img` brings its own mode, "
+        "and this key then has no effect.",
     )
     width: PictureSide = Field(default=512, description="Width of a frame in pixels, a multiple of 8.")
     height: PictureSide = Field(default=512, description="Height of a frame in pixels, a multiple of 8.")
@@ -234,7 +239,8 @@ class PerformanceSettings(Section):
         "only on CUDA.",
     )
     codec_threads: PositiveInt | None = Field(
-        default=None, description="Threads that decode and encode pictures; `null` follows the CPU count."
+        default=None,
+        description="Threads that decode and encode pictures; `null` is one for each CPU, at most 8.",
     )
 
 

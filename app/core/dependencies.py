@@ -19,16 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
-from rich.console import Console
-from rich.table import Table
+try:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+    from rich.console import Console
+    from rich.table import Table
 
-from app.config.schema import available_accelerations, closest_first
-from app.config.settings import ConfigurationError, load_settings
-from app.core.messages import StartError
-from app.utils.performance import device_memory, host_memory
+    from app.config.schema import available_accelerations, closest_first
+    from app.config.settings import ConfigurationError, load_settings
+    from app.core.messages import StartError
+    from app.utils.performance import device_memory, host_memory
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing.name} is not installed; run: pip install -r requirements.txt")
 
 ROOT = Path(__file__).resolve().parents[2]
 

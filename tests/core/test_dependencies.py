@@ -3,6 +3,8 @@
 import importlib
 import importlib.metadata
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
@@ -91,6 +93,13 @@ def test_table_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (dependencies.ROOT / "requirements.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             assert Requirement(line).name[:17] in out
+
+
+def test_before_anything_is_installed() -> None:
+    bare = [sys.executable, "-S", "-m", "app.core.dependencies"]  # -S: only what comes with Python
+    done = subprocess.run(bare, cwd=dependencies.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "packaging is not installed; run: pip install -r requirements.txt\n"
 
 
 def test_unknown_acceleration() -> None:

@@ -45,8 +45,12 @@ def test_cpu_override_runs_the_embedded_model_without_a_gpu() -> None:
     backend = read("docker-compose.cpu.yml")["services"]["backend"]
     assert backend["deploy"] is None
     assert backend["build"]["args"]["COMPILERS"] == ""  # of no use to `none`
-    folder = ROOT / backend["environment"]["STREAMDIFFUSION_MODEL__MODEL_ID"]
-    assert (folder / "model_index.json").is_file()
+    defaults = {}
+    for name, value in backend["environment"].items():
+        found = re.fullmatch(rf"\${{{name}:-(.+)}}", value)
+        assert found, f"{name} could not be changed in .env"
+        defaults[name] = found[1]
+    assert (ROOT / defaults["STREAMDIFFUSION_MODEL__MODEL_ID"] / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize("count", range(1, 9))
