@@ -86,6 +86,15 @@ async def test_a_bad_frame_is_told_and_the_connection_lives_on(server: Server) -
             await asyncio.wait_for(client.render(picture()), 5)
         with pytest.raises(FrameError, match="picture"):
             await asyncio.wait_for(client.render(b"no picture"), 5)
+        for nothing in (b"", None):
+            with pytest.raises(FrameError, match="picture"):
+                await asyncio.wait_for(client.render(nothing), 5)
+
+        async def empty() -> AsyncIterator[bytes]:
+            yield b""
+
+        with pytest.raises(FrameError, match="picture"):
+            await asyncio.wait_for(anext(client.stream(empty())), 5)
         client.parameters = {}
         await asyncio.wait_for(client.render(picture()), 5)
 

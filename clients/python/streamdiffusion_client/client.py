@@ -169,14 +169,16 @@ class Client:
     async def _send(self, picture: bytes | None) -> int:
         """Send a frame. Returns its id."""
         assert self._socket is not None, "the client is not connected; use `async with`"
+        if self.mode == "image" and not picture:  # to the server that means "none yet": no result would come
+            raise FrameError("picture: there is nothing in it")
         self._credit = False
         frame_id = self._frame_id
         self._frame_id += 1
         tagged = {**self.parameters, "frame_id": frame_id, "frame_time": time.monotonic()}
         await self._socket.send('{"status": "next_frame"}')
         await self._socket.send(json.dumps(tagged))
-        if self.mode == "image":
-            await self._socket.send(picture or b"")
+        if picture and self.mode == "image":
+            await self._socket.send(picture)
         return frame_id
 
     async def _receive(self) -> Result | None:
