@@ -40,6 +40,9 @@ BREATH = 0.002
 frames for each picture. A loop that never sleeps would starve the threads that decode: CPython makes room for
 one that waits long, not for one that is woken too late again and again."""
 
+LAST_WORDS = 0.5
+"""Seconds that the application has, when the server ends, to say why before its connections are closed."""
+
 AHEAD = 4
 """Messages that may wait for the application while more are read: those of one picture, and one more."""
 
@@ -150,6 +153,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Let go of the connection in the end, even if the client never reads what was said last."""
         await super().run_asgi()
         self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """Leave it to the application to say why and to close; it has been told. uvicorn would be faster."""
+        if self.handshake_complete and not self.close_sent:
+            self.loop.call_later(LAST_WORDS, self._shut)
+        else:
+            super().shutdown()
+
+    def _shut(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def keepalive_timeout(self) -> None:
         """Give up a client that does not answer. To close politely would wait until it has read the rest,
