@@ -12,7 +12,7 @@ import asyncio
 import io
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from streamdiffusion_client import Client, FrameError
 
 JPEG = {".jpg", ".jpeg"}
@@ -43,7 +43,7 @@ async def main(arguments: argparse.Namespace) -> None:
         for path in pictures:
             try:
                 result = await client.render(upright(path))
-            except (FrameError, UnidentifiedImageError) as error:
+            except (FrameError, OSError) as error:
                 print(f"{path.name}: {error}")
                 continue
             (arguments.target / result_name(path)).write_bytes(result.picture)
