@@ -533,3 +533,17 @@ async def test_a_message_in_tiny_parts_holds_up_nobody_and_takes_no_memory(serve
         assert counters.errors == 0, "it was parsed in one go"
         assert len(server.protocol("bad").frames) == 1
         await until(lambda: counters.errors == 1, within=30)
+
+
+async def test_a_connection_that_uvicorn_would_close_first_still_hears_why(server: Server) -> None:
+    async with server.client() as client:
+        await client.begin()
+
+        def shut_down() -> None:
+            server.protocol("ann").shutdown()
+            server.service.begin_shutdown()
+
+        server.loop.call_soon_threadsafe(shut_down)
+        await client.expect("error", "shutting down")
+        await client.socket.wait_closed()
+        assert client.socket.close_code == 1012

@@ -49,6 +49,13 @@ def test_small_run_trains_resumes_and_exports(tmp_path: Path) -> None:
     main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "5", "--share", "0.5", "1",
           "--resume", str(first), "--out", str(second), "--export", str(model)])  # fmt: skip
 
+    third = tmp_path / "third"
+    main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "2", "--rows", "4", "--text-only",
+          "--rate", "0.1", "--warmup", "1", "--resume", str(second), "--out", str(third)])  # fmt: skip
+    for name, learns in {"unet": False, "text": True}.items():
+        before, after = ((folder / f"{name}.safetensors").read_bytes() for folder in (second, third))
+        assert (before != after) == learns, name
+
     history = json.loads((second / "history.json").read_text())
     assert history[-1]["step"] == 5
     sampler = Sampler.from_folder(str(model))

@@ -323,16 +323,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.rows is not None:
         settings = with_rows(settings, arguments.rows)
     names = (
-        "minutes",
-        "vae_minutes",
-        "vae_rate",
-        "rate",
-        "warmup",
-        "steps",
-        "seed",
-        "critic_share",
-        "text_only",
-    )
+        "minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed", "critic_share", "text_only",
+    )  # fmt: skip
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.until is not None:
         chosen["minutes"] = (arguments.until - time.time()) / 60
