@@ -28,6 +28,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app.api import http, stream, websocket
+from app.api.head import HeadAsGet
 from app.api.opening import Opening
 from app.api.page import Page
 from app.api.protocol import Planner
@@ -131,6 +132,7 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
         allow_methods=["GET"],
         allow_headers=["*"],
     )
+    app.add_middleware(HeadAsGet)
     for module in (http, stream, websocket):
         app.include_router(module.router)
     if WEB.is_dir():

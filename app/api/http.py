@@ -132,8 +132,6 @@ def _sessions(connected: int, limit: int, counters: Counters) -> SessionsStatus:
     return SessionsStatus(connected=connected, limit=limit, **asdict(counters))
 
 
-# HEAD too: `wget --spider` and many monitors ask so.
-@router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live",
     tags=["operation"],
@@ -149,7 +147,6 @@ async def live(request: Request, response: Response) -> HealthResponse:
     return HealthResponse(status="live")
 
 
-@router.head("/health/ready", include_in_schema=False)
 @router.get(
     "/health/ready",
     tags=["operation"],

@@ -120,6 +120,15 @@ async def test_several_viewers_share_one_encoding(server: Server) -> None:
             assert set(server.session().result.encodings) == {("jpeg", 85), ("jpeg", 10)}  # type: ignore[union-attr]
 
 
+async def test_head_tells_of_a_stream_and_ends(server: Server) -> None:
+    async with server.client() as client, httpx.AsyncClient() as http:
+        await client.begin()
+        head = await http.head(f"{server.http}/api/stream/ann", timeout=5)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+        await until(lambda: not server.session()._news._waiters)  # nobody watches
+
+
 async def test_video_mode(server: Server) -> None:
     async with server.client(query="?mode=video") as client:
         await client.begin()
