@@ -117,6 +117,9 @@ class Metrics(Collector):
         yield _gauge("sessions", "Users connected", len(self._sessions))
         yield _gauge("frames_waiting", "Frames that wait for the device", self._engine.waiting)
         yield _gauge("ready", "1 when frames can be made", float(self._engine.state == "ready"))
+        yield _gauge(
+            "degraded", "1 when the server does less than it should", float(self._engine.degraded is not None)
+        )
         yield _gauge("resident_memory_bytes", "Memory of this process", host_memory().resident)
         memory = GaugeMetricFamily(
             f"{NAMESPACE}_device_memory_bytes", "Memory of the CUDA devices in use", labels=("device", "kind")

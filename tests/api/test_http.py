@@ -76,10 +76,6 @@ async def test_health(server: Server) -> None:
     assert (await server.get("/health/live")).json()["status"] == "live"
     await until(lambda: server.service.ready)
     assert (await server.get("/health/ready")).json()["status"] == "ready"
-    async with httpx.AsyncClient() as client:  # as `wget --spider` asks
-        for path in ("/health/live", "/health/ready"):
-            head = await client.head(server.http + path)
-            assert (head.status_code, head.content) == (200, b"")
 
 
 async def test_status_tells_what_runs(server: Server) -> None:
@@ -129,8 +125,15 @@ async def test_metrics_are_prometheus_and_true(server: Server) -> None:
     assert samples["streamdiffusion_batch_fill_ratio_sum"] == 3
     assert samples["streamdiffusion_sessions"] == 1
     assert samples["streamdiffusion_ready"] == 1
+    assert samples["streamdiffusion_degraded"] == 0
     assert samples["streamdiffusion_resident_memory_bytes"] > 10**7
     await until(lambda: server.service.registry.counters.errors == 1)
+
+
+async def test_what_status_calls_degraded_is_a_metric(server: Server) -> None:
+    server.engine.degraded = "out of memory"
+    assert (await server.get("/api/status")).json()["degraded"] == "out of memory"
+    assert "\nstreamdiffusion_degraded 1.0\n" in (await server.get("/metrics")).text
 
 
 async def test_counters_outlive_their_sessions(server: Server) -> None:
@@ -182,6 +185,31 @@ async def test_elsewhere_is_nothing(server: Server, path: str) -> None:
 async def test_methods_that_are_not_there(server: Server) -> None:
     async with httpx.AsyncClient() as client:
         assert (await client.post(f"{server.http}/api/queue")).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+        "/health/live",
+        "/health/ready",
+        "/api/settings?mode=video",
+        "/api/settings?mode=sound",
+        "/api/queue",
+        "/api/status",
+        "/api/stream/nobody",
+        "/api/nothing",
+    ],
+)
+async def test_head_is_answered_as_get_without_the_body(server: Server, path: str) -> None:
+    await until(lambda: server.service.ready)
+    async with httpx.AsyncClient() as client:
+        head, get = await client.head(server.http + path), await client.get(server.http + path)
+    assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert head.content == b""
 
 
 def test_the_rate_is_of_the_last_ten_seconds() -> None:
