@@ -15,6 +15,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
@@ -80,6 +81,7 @@ def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Mo
     if pipeline.use_tiny_vae and not isinstance(loaded.vae, AutoencoderTiny):
         report("loading the tiny VAE")
         loaded.vae = _load_tiny_vae(model, dtype)
+    _check(model.model_id, loaded)
     distilled = _is_distilled(scheduler) if model.distilled is None else model.distilled
     if pipeline.use_lcm_lora and not distilled:
         report("fusing the LCM-LoRA")
@@ -89,7 +91,6 @@ def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Mo
     for lora in model.loras:
         report(f"fusing {lora.id}")
         _fuse(loaded, lora, model.local_files_only, "is it made for this model?")
-    _check(model.model_id, loaded)
     for part in (loaded.unet, loaded.vae, loaded.text_encoder):
         part.to(device=device, dtype=dtype).requires_grad_(False).eval()
     checker = None
@@ -113,7 +114,8 @@ def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Mo
 
 def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     path = Path(model.model_id)
-    with _failing(f"the model {model.model_id!r} cannot be loaded"):
+    hint = " (model.single_file_config can name a model with its configuration)" if path.is_file() else ""
+    with _failing(f"the model {model.model_id!r} cannot be loaded{hint}"):
         if path.is_file():
             return StableDiffusionPipeline.from_single_file(
                 str(path),
@@ -145,6 +147,14 @@ def _fuse(pipeline: Any, lora: LoraSettings, local_files_only: bool, hint: str) 
     with _failing(f"the LoRA {lora.id!r} cannot be fused; {hint}"):
         where = {"weight_name": path.name} if path.is_file() else {}
         source = str(path.parent) if path.is_file() else lora.id
+        if not path.exists():
+            # Not by diffusers, which asks the Hub for the file's name even where all is in the cache.
+            source = snapshot_download(
+                lora.id,
+                allow_patterns=["*.safetensors", "*.bin"],
+                ignore_patterns="*/*",
+                local_files_only=local_files_only,
+            )
         pipeline.load_lora_weights(source, local_files_only=local_files_only, **where)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -41,10 +42,10 @@ def change(folder: Path, file: str, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def save_lora(folder: Path, rank: int = 2, target: str = "to_q") -> Path:
+def save_lora(folder: Path, rank: int = 2, target: str = "to_q", width: int = tiny.WIDTH) -> Path:
     """A LoRA for the tiny UNet whose effect is not zero."""
     torch.manual_seed(4)
-    unet = tiny.unet()
+    unet = tiny.unet(width=width)
     unet.add_adapter(LoraConfig(r=rank, target_modules=[target], init_lora_weights="gaussian"))
     for name, parameter in unet.named_parameters():
         if "lora_B" in name:
@@ -135,6 +136,21 @@ def test_loras_count_by_their_scale(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(shift(0.25), 0.25 * shift(1.0), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("local_files_only", [True, False])
+def test_a_lora_of_the_hub_is_found_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_files_only: bool
+) -> None:
+    """The tests run with the Hub out of reach: tests/conftest.py."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--some--lora"
+    (cached / "snapshots").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123abcd")
+    save_lora(cached / "snapshots/0123abcd")
+    model = load_folder(folder, loras=(LoraSettings(id="some/lora"),), local_files_only=local_files_only)
+    assert not torch.allclose(predict(model), predict(load_folder(folder)))
+
+
 def test_a_tiny_vae_takes_the_place_of_the_full_one(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", "kl")
     tiny.vae("tiny").save_pretrained(tmp_path / "vae")
@@ -169,6 +185,14 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     assert "pipeline.use_lcm_lora" in words
 
 
+def test_a_lora_made_for_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    """As the LCM-LoRA of Stable Diffusion 1.5 for a model of 2.x, whose prompts are wider."""
+    lora = save_lora(tmp_path, target="to_k", width=48)
+    words = refusal(folder, PipelineSettings(use_lcm_lora=True), lcm_lora_id=str(lora))
+    assert str(lora) in words
+    assert "pipeline.use_lcm_lora to false" in words
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
@@ -178,7 +202,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"damaged")
-    assert str(file) in refusal(file)
+    words = refusal(file)
+    assert str(file) in words
+    assert "model.single_file_config" in words
 
 
 @pytest.mark.parametrize(
@@ -200,7 +226,15 @@ def test_a_scheduler_that_does_not_fit_is_refused(
     ("unet", "words"),
     [
         ({"channels": 9}, "inpainting"),
-        ({"time_cond_proj_dim": 8}, "LCM-LoRA"),
+        ({"time_cond_proj_dim": 8}, "full LCM"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 80,
+            },
+            "SDXL",
+        ),
         ({"width": 48}, "text encoder"),
         ({"num_class_embeds": 4}, "unCLIP"),
         ({"class_embed_type": "projection", "projection_class_embeddings_input_dim": 8}, "unCLIP"),
@@ -209,7 +243,8 @@ def test_a_scheduler_that_does_not_fit_is_refused(
 def test_a_unet_that_does_not_fit_is_refused(tmp_path: Path, unet: dict[str, Any], words: str) -> None:
     folder = tiny.save(tmp_path)
     tiny.unet(**unet).save_pretrained(folder / "unet")
-    assert words in refusal(folder)
+    # The default LCM-LoRA would not fit either, which would say nothing.
+    assert words in refusal(folder, PipelineSettings())
 
 
 def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
