@@ -178,7 +178,7 @@ class ModelSettings(Section):
     single_file_config: str | None = Field(
         default=None,
         description="Hugging Face id or local folder of a model that a single file shares its configuration "
-        "and tokenizer with; `null` infers it from the weights.",
+        "and tokenizer with; `null` infers it from the weights, which cannot tell SD-Turbo from SD 2.1.",
     )
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads of torch; `null` leaves torch's own choice."

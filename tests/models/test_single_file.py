@@ -122,3 +122,24 @@ def test_a_single_file_holds_the_same_model_as_a_folder(parts: Any, tmp_path: Pa
             torch.testing.assert_close(theirs[key], value, rtol=0, atol=0, msg=f"{part} {key}")
     assert single.schedule == folder.schedule
     assert torch.equal(single.embed("abc"), folder.embed("abc"))
+
+
+@pytest.mark.parametrize(("spacing", "distilled"), [("trailing", True), ("leading", False)])
+def test_a_single_file_is_what_its_configuration_says(
+    parts: Any, tmp_path: Path, spacing: str, distilled: bool
+) -> None:
+    """SD-Turbo's file has the architecture of SD 2.1: only its configuration tells that it is distilled."""
+    parts.save_pretrained(tmp_path / "folder")
+    parts.scheduler.from_config(parts.scheduler.config, timestep_spacing=spacing).save_pretrained(
+        tmp_path / "folder/scheduler"
+    )
+    file = tmp_path / "model.safetensors"
+    write(parts, file)
+    settings = ModelSettings(
+        model_id=str(file),
+        device="cpu",
+        single_file_config=str(tmp_path / "folder"),
+        local_files_only=True,
+    )
+    pipeline = PipelineSettings(use_lcm_lora=False, use_tiny_vae=False)
+    assert load(settings, pipeline, lambda _words: None).distilled is distilled
