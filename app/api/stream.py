@@ -162,7 +162,9 @@ async def _session(service: Service, user: str) -> Session:
 async def stream(
     request: Request,
     userId: str,  # noqa: N803 - the contract's name
-    quality: Annotated[int | None, Query(ge=1, le=100, description="JPEG quality")] = None,
+    quality: Annotated[
+        int | None, Query(ge=1, le=100, description="JPEG quality; performance.jpeg_quality if left out")
+    ] = None,
     max_fps: Annotated[float, Query(gt=0, le=1000, description="Pictures a second at most")] = 30,
 ) -> Response:
     """Watch a user's results, from before or after the user connects, as often as wanted."""
