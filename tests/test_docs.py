@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from app.api.metrics import Metrics
 from app.config.settings import Settings, configuration_keys, load_settings, variable_name
+from app.core.session import Registry
 from benchmarks.report import outdated
+from tests.fakes import FakeRunner, create_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ROOT / "docs/configuration.md"
@@ -106,6 +109,29 @@ def test_heads_of_the_chinese_tables_are_in_chinese() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert re.match(r"\w+:", target) or (page.parent / target).exists(), f"nothing at {target}"
+
+
+def exported() -> dict[str, str]:
+    """The type of every metric, by the name that Prometheus shows."""
+    engine = create_engine(lambda _report: FakeRunner())
+    families = Metrics(Registry(engine), engine).collect()
+    return {family.name + "_total" * (family.type == "counter"): family.type for family in families}
+
+
+@pytest.mark.parametrize("page", ["docs/deployment.md", "docs/zh/deployment.md"])
+def test_every_metric_is_described(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert (
+        dict(re.findall(r"^\| `(streamdiffusion_\w+)` \| (\w+) \| .+ \|$", text, re.MULTILINE)) == exported()
+    )
+
+
+def test_alerts_know_the_metrics() -> None:
+    rules = (ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"streamdiffusion_\w+", rules))
+    known = {name + "_bucket" * (kind == "histogram") for name, kind in exported().items()}
+    assert named
+    assert named <= known
 
 
 def test_tables_are_made_of_the_results() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from app.config.schema import ServerSettings
+from app.main import CONFIGURATION_ERROR
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -96,3 +99,20 @@ def test_ray_aims_at_the_users_that_service_names() -> None:
     users, connections = (int(found) for found in re.findall(r"^[A-Z]+ = (\d+)$", service, re.MULTILINE))
     assert deployment["autoscaling_config"]["target_ongoing_requests"] == users * connections
     assert deployment["max_ongoing_requests"] == users * connections * 8
+
+
+def test_prometheus_has_the_alerts_and_they_its_job() -> None:
+    configuration = read("deploy/haproxy/prometheus.yml")
+    (rules,) = configuration["rule_files"]
+    mounted = read("deploy/haproxy/docker-compose.yml")["services"]["prometheus"]["volumes"]
+    assert f"../prometheus/alerts.yml:/etc/prometheus/{rules}:ro" in mounted
+    jobs = re.findall(r'job="(\w+)"', (ROOT / "deploy/prometheus/alerts.yml").read_text())
+    assert set(jobs) == {configuration["scrape_configs"][0]["job_name"]}
+
+
+def test_systemd_starts_again_what_can_be_mended_and_waits_for_the_end() -> None:
+    unit = (ROOT / "deploy/systemd/streamdiffusion.service").read_text()
+    values = dict(re.findall(r"^(\w+)=(.+)$", unit, re.MULTILINE))
+    assert int(values["RestartPreventExitStatus"]) == CONFIGURATION_ERROR
+    assert float(values["TimeoutStopSec"]) > ServerSettings().shutdown_timeout
+    assert values["ExecStart"] == f"{values['WorkingDirectory']}/.venv/bin/python -m app.main"
