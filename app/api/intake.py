@@ -7,6 +7,7 @@ newest: a picture that a newer one overtakes before it is decoded costs nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from app.api.protocol import Frame
 from app.core.session import Session
 from app.utils.image import PictureError
 from app.utils.similarity import SimilarityFilter
+
+log = logging.getLogger(__name__)
 
 REFRESH = 0.02
 """A frame that waits for the device is replaced by a newer one at most every so many seconds: without a
@@ -124,8 +127,8 @@ class Intake:
         if isinstance(decoded, PictureError):
             self._refuse(f"picture: {decoded}")
         elif isinstance(decoded, Exception):
+            log.error("a picture could not be decoded by a fault of the server", exc_info=decoded)
             self._refuse("picture: the server could not decode it")
-            raise decoded
         elif isinstance(decoded, Alike):
             self._session.skip(received_at=arrived.at, revision=frame.revision, tag=frame.tag)
             self._ask(SKIP_PAUSE)

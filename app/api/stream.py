@@ -142,7 +142,7 @@ async def _session(service: Service, user: str) -> Session:
     registry = service.registry
     if registry.find(user) is None and registry.full:
         raise HTTPException(503, FULL.message)
-    grace = 0.0 if user in NOBODY or service.closing else service.settings.server.stream_grace
+    grace = 0.0 if user in NOBODY else service.settings.server.stream_grace
     session = await registry.wait_for(user, grace)
     if session is None:
         raise HTTPException(404, "This user is not connected")

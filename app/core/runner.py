@@ -112,12 +112,12 @@ class Batch:
         with device_errors():
             for places, download in self._downloads:
                 pixels, finite = download.wait()
-                # A copy: a picture that somebody keeps would keep the whole batch's pinned memory.
-                images = pixels.numpy().copy() if pixels.is_pinned() else pixels.numpy()
+                images = pixels.numpy()
                 if self._safety_checker is not None:
                     images[self._safety_checker.unsafe(images)] = 0  # black, as diffusers does
                 for place, image, good in zip(places, images, finite.tolist(), strict=True):
-                    found[place] = image if good else None
+                    # A copy: every session keeps its newest picture, and would keep the whole batch with it.
+                    found[place] = image.copy() if good else None
         return [found[place] for place in sorted(found)]
 
 

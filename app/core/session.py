@@ -234,6 +234,7 @@ class Registry:
         self._epochs = itertools.count(1)
         self._gone = Counters()
         self._arrivals = Signal()
+        self._nobody_comes = False
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -274,7 +275,8 @@ class Registry:
             session.end(ending)
 
     def end_all(self, ending: Ending) -> None:
-        """End every session, and let go who waits for one."""
+        """End every session for good, and let go who waits for one."""
+        self._nobody_comes = True
         for session in self:
             self.end(session, ending)
         self._arrivals.ring()
@@ -290,7 +292,7 @@ class Registry:
         deadline = time.monotonic() + within
         while (session := self._sessions.get(user)) is None:
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or not await self._arrivals.wait(remaining):
+            if self._nobody_comes or remaining <= 0 or not await self._arrivals.wait(remaining):
                 return None
         return session
 

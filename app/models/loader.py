@@ -117,28 +117,41 @@ def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     hint = " (model.single_file_config can name a model with its configuration)" if path.is_file() else ""
     with _failing(f"the model {model.model_id!r} cannot be loaded{hint}"):
         if path.is_file():
-            return StableDiffusionPipeline.from_single_file(
+            pipeline = StableDiffusionPipeline.from_single_file(
                 str(path),
                 config=model.single_file_config,
                 dtype=dtype,
                 local_files_only=model.local_files_only,
                 safety_checker=None,
             )
-        return StableDiffusionPipeline.from_pretrained(
-            model.model_id,
-            dtype=dtype,
-            revision=model.revision,
-            variant=model.variant,
-            local_files_only=model.local_files_only,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                model.model_id,
+                dtype=dtype,
+                revision=model.revision,
+                variant=model.variant,
+                local_files_only=model.local_files_only,
+                safety_checker=None,
+                requires_safety_checker=False,
+            )
+        _check_weights(pipeline.unet, pipeline.vae)
+    return pipeline
+
+
+def _check_weights(*parts: Any) -> None:
+    """Raise ValueError if a file lacks weights: diffusers only warns, and leaves them without memory."""
+    for part in parts:
+        lacking = [name for name, weights in part.named_parameters() if weights.is_meta]
+        if lacking:
+            raise ValueError(f"the file lacks weights of {type(part).__name__}, for example {lacking[0]}")
 
 
 def _load_tiny_vae(model: ModelSettings, dtype: torch.dtype) -> Any:
     name = model.tiny_vae_id or TAESD
     with _failing(f"the tiny VAE {name!r} cannot be loaded (pipeline.use_tiny_vae: false does without)"):
-        return AutoencoderTiny.from_pretrained(name, dtype=dtype, local_files_only=model.local_files_only)
+        vae = AutoencoderTiny.from_pretrained(name, dtype=dtype, local_files_only=model.local_files_only)
+        _check_weights(vae)  # a full VAE has others
+    return vae
 
 
 def _fuse(pipeline: Any, lora: LoraSettings, local_files_only: bool, hint: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 from websockets.asyncio.client import connect
 
-from tests.api.conftest import SIZE, Client, MakeServer, Server, picture
+from tests.api.conftest import SIZE, Client, MakeServer, Server, picture, until
 from tests.utils.test_image import chunked_png, huge_png, oriented, saved, scene, with_scans
 
 NEXT = {"status": "next_frame"}
@@ -50,6 +51,32 @@ async def test_bad_picture(server: Server, kind: str) -> None:
         await client.expect("send_frame")
         await still_alive(client)
     assert server.service.registry.counters.errors == 1
+
+
+async def test_a_decoder_that_fails_costs_the_frame_and_not_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one came meanwhile, without a credit."""
+    codec, begun, go_on = server.service.codec, threading.Event(), threading.Event()
+    decode = codec._decode
+
+    def fail_once(data: bytes) -> Any:
+        monkeypatch.setattr(codec, "_decode", decode)
+        begun.set()
+        go_on.wait(5)
+        raise LookupError("no such format")
+
+    monkeypatch.setattr(codec, "_decode", fail_once)
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(), frame_id=1)
+        await until(begun.is_set)
+        await client.send(picture(), frame_id=2)
+        await until(lambda: server.session().counters.received == 2)
+        go_on.set()
+        await client.expect("error", "picture: the server could not decode it")
+        assert (await client.result()).id == 2
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
 
 
 async def test_a_large_bomb_costs_nothing(server: Server) -> None:

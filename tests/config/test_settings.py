@@ -289,6 +289,7 @@ def test_defaults_can_be_selected() -> None:
         ("MODEL__LORAS", "my-lora", "model.loras: 'my-lora' is no JSON list"),
         ("SERVER__ALLOWED_ORIGINS", "https://a", "server.allowed_origins: 'https://a' is no JSON list"),
         ("SERVER__ALLOWED_ORIGINS", '["https://a/"]', "server.allowed_origins.0: 'https://a/' is no origin"),
+        ("SERVER__SHUTDOWN_TIMEOUT", "inf", "server.shutdown_timeout: should be a finite number, not 'inf'"),
         ("SERVER__LOG_LEVEL", "warn", "server.log_level: must be one of: warning, "),
     ],
 )

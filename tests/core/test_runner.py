@@ -257,6 +257,13 @@ def test_negative_prompts_are_read_where_they_have_an_effect(guidance: Guidance)
         np.testing.assert_array_equal(runner.launch((alone,)).collect()[0], expected)
 
 
+def test_who_keeps_a_picture_keeps_no_others() -> None:
+    """A session keeps its newest one; as a view it would keep all of its batch in memory."""
+    for image in run_together(create_runner(), sessions()):
+        assert image is not None
+        assert image.base is None
+
+
 def test_a_missing_picture_is_not_replaced_by_a_neighbours() -> None:
     runner = create_runner()
     broken = dataclasses.replace(frame(number=1), image=None)

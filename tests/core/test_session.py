@@ -301,3 +301,10 @@ async def test_waiting_for_a_user(registry: Registry) -> None:
     registry.connect("bob", "image", Ear())
     ann = registry.connect("ann", "image", Ear())
     assert await waiting is ann
+
+
+async def test_who_waits_for_a_user_is_let_go_at_the_end(registry: Registry) -> None:
+    waiting = asyncio.create_task(registry.wait_for("ann", within=5))
+    await asyncio.sleep(0)
+    registry.end_all(Ending.SHUTDOWN)
+    assert await asyncio.wait_for(waiting, timeout=1) is None

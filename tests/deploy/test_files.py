@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,36 @@ def test_prometheus_has_the_alerts_and_they_its_job() -> None:
     assert f"../prometheus/alerts.yml:/etc/prometheus/{rules}:ro" in mounted
     jobs = re.findall(r'job="(\w+)"', (ROOT / "deploy/prometheus/alerts.yml").read_text())
     assert set(jobs) == {configuration["scrape_configs"][0]["job_name"]}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+def test_a_server_that_is_no_target_any_more_is_down(tmp_path: Path) -> None:
+    """gpu-0 answers, gpu-1 has left DNS, gpu-2 does not answer; then there is nothing at all."""
+
+    def up(instance: str, values: str) -> dict[str, str]:
+        return {"series": f'up{{job="streamdiffusion",instance="{instance}"}}', "values": values}
+
+    def down(summary: str, **labels: str) -> dict[str, Any]:
+        labels |= {"job": "streamdiffusion", "severity": "critical"}
+        return {"exp_labels": labels, "exp_annotations": {"summary": summary}}
+
+    def case(series: list[dict[str, str]], *alerts: dict[str, Any]) -> dict[str, Any]:
+        expected = {"eval_time": "8m", "alertname": "StreamDiffusionDown", "exp_alerts": list(alerts)}
+        return {"interval": "30s", "input_series": series, "alert_rule_test": [expected]}
+
+    cases = [
+        case(
+            [up("gpu-0", "1x20"), up("gpu-1", "1x10 stale"), up("gpu-2", "1x10 0x10")],
+            down("gpu-1 does not answer", instance="gpu-1"),
+            down("gpu-2 does not answer", instance="gpu-2"),
+        ),
+        case([], down("There is no server")),
+    ]
+    file = tmp_path / "cases.yml"
+    rules = str(ROOT / "deploy/prometheus/alerts.yml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "30s", "tests": cases}))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_systemd_starts_again_what_can_be_mended_and_waits_for_the_end() -> None:

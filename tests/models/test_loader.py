@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
@@ -197,6 +198,25 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
     assert str(folder) in refusal(folder)
+
+
+def test_a_full_vae_in_the_place_of_a_tiny_one_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, "kl")
+    words = refusal(folder, tiny_vae_id=str(folder / "vae"))
+    assert f"the tiny VAE '{folder / 'vae'}'" in words
+    assert "lacks weights of AutoencoderTiny" in words
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_file_without_some_of_the_weights_is_refused(part: str, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path)
+    file = folder / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file({other: values for other, values in weights.items() if other != name}, file)
+    words = refusal(folder)
+    assert str(folder) in words
+    assert name in words
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
