@@ -48,13 +48,15 @@ def test_a_tab_is_shared_and_shown(make_server: MakeServer, open_studio: OpenStu
         navigator.mediaDevices.getDisplayMedia = async () => {
             window.away = true;
             document.dispatchEvent(new Event("visibilitychange"));
+            // Meanwhile the server asks for a frame.
+            await new Promise((done) => setTimeout(done, 500));
             return share();
         };
     """
     studio = open_studio(make_server().http, script=HIDING + SCREEN + shared)
     studio.start()
     studio.choose("screen")
-    studio.page.wait_for_function("window.away && document.getElementById('stage').dataset.open === 'true'")
+    expect(studio.page.locator("#stage[data-source=screen][data-open=true]")).to_have_count(1)
     studio.wait_for_results(5)
 
 
