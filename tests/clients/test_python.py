@@ -113,6 +113,13 @@ async def test_full_and_taken_over(make_server: MakeServer) -> None:
             assert refused.value.code == 4001
 
 
+async def test_a_user_id_is_one_part_of_the_address(server: Server) -> None:
+    async with Client(server.http, user="a/b#c") as client:
+        assert client.stream_address.endswith("/api/stream/a%2Fb%23c")
+        with pytest.raises(RefusedError, match="not 'a/b#c'"):
+            await asyncio.wait_for(client.render(picture()), 5)
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients connect again without waiting long."""

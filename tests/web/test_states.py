@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from playwright.sync_api import expect
 from pydantic import BaseModel, Field
 
@@ -50,6 +51,11 @@ def test_model_loading_with_progress(make_server: MakeServer, open_studio: OpenS
         expect(notice).to_contain_text("The model is loading")
         expect(notice).to_contain_text("building engine 2 of 3")
         expect(notice.locator("progress")).to_be_visible()
+        # It is asked for every second; drawn anew, the same words would be read aloud again.
+        kept = "document.querySelector('#notice progress') === bar"
+        studio.page.evaluate("window.bar = document.querySelector('#notice progress')")
+        studio.page.wait_for_timeout(1500)
+        assert studio.page.evaluate(kept)
         assert not studio.violations()
     finally:
         loaded.set()
@@ -78,9 +84,12 @@ def test_the_same_user_in_two_pages(make_server: MakeServer, open_studio: OpenSt
     second.wait_for_results(3)
 
 
-def test_a_user_id_that_the_server_refuses(make_server: MakeServer, open_studio: OpenStudio) -> None:
+@pytest.mark.parametrize("user", ["a%20b", "a%2Fb", "a%23b", "..%2Fb"])
+def test_a_user_id_that_the_server_refuses(
+    make_server: MakeServer, open_studio: OpenStudio, user: str
+) -> None:
     server = make_server()
-    studio = open_studio(f"{server.http}/?user=a%20b", script=WITHOUT_CAMERA)
+    studio = open_studio(f"{server.http}/?user={user}", script=WITHOUT_CAMERA)
     studio.page.click("#start")
     expect(studio.page.locator("#notice")).to_contain_text("must be 1 to 128 letters")
 
@@ -252,6 +261,29 @@ def test_prompts_are_remembered_and_forgotten(make_server: MakeServer, open_stud
     expect(chip).to_have_count(0)
 
 
+def test_an_example_is_chosen_while_something_else_is_typed(
+    make_server: MakeServer, open_studio: OpenStudio
+) -> None:
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    studio.page.fill("#prompt", "a lighthouse")
+    box = studio.page.locator("#chips").get_by_role("button", name="Comic").bounding_box()
+    assert box is not None
+    # No `click()`: that one waits for a chip that stands still between press and release.
+    studio.page.mouse.move(box["x"] + 20, box["y"] + 10)
+    studio.page.mouse.down()
+    studio.page.mouse.up()
+    expect(studio.page.locator("#prompt")).to_have_value("comic book")
+    expect(studio.page.locator("#chips").get_by_role("button", name="a lighthouse")).to_be_visible()
+
+
+def test_the_address_can_be_copied_after_a_stop(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(f"{make_server().http}/?user=obs", script=WITHOUT_CAMERA)
+    studio.start()
+    studio.stop()
+    studio.page.click("#link")
+    expect(studio.page.locator("#toast")).to_contain_text("/api/stream/obs")
+
+
 def test_result_alone_and_full_screen(make_server: MakeServer, open_studio: OpenStudio) -> None:
     studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
     studio.start()
@@ -313,6 +345,23 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
         assert part in parameters, parameters
     assert '"seed":9007199254740991' in parameters
     assert "num_inference_steps" not in parameters
+
+
+def test_what_is_shown_is_what_is_sent(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """Numbers that a parameter cannot have become those that are in force."""
+    server = make_server()
+    server.image.Params = EveryField
+    studio = open_studio(server.http, script=WITHOUT_CAMERA)
+    amount, slider = studio.page.get_by_label("Amount").all()
+    seed = studio.page.get_by_label("Seed")
+    for typed, taken in (("0.3", "0.25"), ("9", "2"), ("-1", "0")):
+        amount.fill(typed)
+        expect(slider).to_have_value(taken)
+        amount.blur()
+        expect(amount).to_have_value(taken)
+    seed.fill("-5")
+    seed.blur()
+    expect(seed).to_have_value("7")
 
 
 def test_a_lost_device_is_told(make_server: MakeServer, open_studio: OpenStudio) -> None:

@@ -75,7 +75,7 @@ export class StreamClient extends EventTarget {
 
   /** Where the results can also be watched, in an `<img>` or in OBS. */
   get streamAddress() {
-    return new URL(`api/stream/${this.user}`, this.#options.server).href;
+    return new URL(`api/stream/${encodeURIComponent(this.user)}`, this.#options.server).href;
   }
 
   /** Connect, and stay connected until `stop`. Does nothing if it is already so. */
@@ -107,7 +107,7 @@ export class StreamClient extends EventTarget {
 
   #address() {
     const { server, user, mode, format, quality } = this.#options;
-    const address = new URL(`api/ws/${user}`, server);
+    const address = new URL(`api/ws/${encodeURIComponent(user)}`, server);
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
     address.search = new URLSearchParams({
       mode,

@@ -11,7 +11,7 @@ const NEEDS_RESULT = ["snapshot", "record", "link"];
  * @param {object} parts
  * @param {HTMLCanvasElement} parts.canvas of the result
  * @param {import("./notices.js").Toast} parts.toast
- * @param {() => string | null} parts.streamAddress
+ * @param {() => string} parts.streamAddress asked for when there was a result
  */
 export function initActions({ canvas, toast, streamAddress }) {
   initView();
@@ -20,26 +20,21 @@ export function initActions({ canvas, toast, streamAddress }) {
   byId("snapshot").addEventListener("click", () => saveSnapshot(canvas));
   byId("link").addEventListener("click", async () => {
     const address = streamAddress();
-    if (address === null) return;
     try {
       await navigator.clipboard.writeText(address);
       toast.show(() => t("actions.copied", { address }));
     } catch {
-      // There is no clipboard without HTTPS: the address can be copied by hand.
-      toast.show(() => address, { stay: true });
+      // There is no clipboard without HTTPS: there is time to copy the address by hand.
+      toast.show(() => address, 30_000);
     }
   });
 }
 
-/** Whether there is a result to do something with. @param {boolean} present */
-export function enableActions(present) {
-  for (const id of NEEDS_RESULT) disable(id, !present);
-  if (!Recorder.supported) disable("record", true);
-}
-
-/** @param {string} id @param {boolean} disabled */
-function disable(id, disabled) {
-  /** @type {HTMLButtonElement} */ (byId(id)).disabled = disabled;
+/** Call when there is a result to do something with. */
+export function enableActions() {
+  for (const id of NEEDS_RESULT) {
+    /** @type {HTMLButtonElement} */ (byId(id)).disabled = id === "record" && !Recorder.supported;
+  }
 }
 
 function initView() {

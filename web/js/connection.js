@@ -59,15 +59,18 @@ export class Connection {
 
   /** @param {string | null} message */
   #tellLoss(message) {
-    this.toast.show(() => [t("connection.lost"), message].filter(Boolean).join(" — "), { stay: true });
+    this.toast.show(() => [t("connection.lost"), message].filter(Boolean).join(" — "), Infinity);
   }
 
   #tellProgress() {
-    const tell = (text = "") =>
-      this.notice.show(() => ({ title: t("connection.loading"), text, progress: true }));
+    let told = "";
+    const tell = () => this.notice.show(() => ({ title: t("connection.loading"), text: told, progress: true }));
     const ask = async () => {
       const { progress } = await getStatus();
-      if (this.client.state === "waiting") tell(progress);
+      // The same words again would be read aloud again.
+      if (this.client.state !== "waiting" || progress === told) return;
+      told = progress;
+      tell();
     };
     // Without an answer the words stay as they are; the connection itself tells when it is lost.
     const askAgain = () => ask().catch((error) => console.warn(error));

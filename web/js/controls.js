@@ -126,10 +126,11 @@ export class Controls {
       number.value = slider.value;
       this.#set(property, slider.valueAsNumber);
     });
+    // What is typed counts as the nearest value that the slider can have, and becomes it when it is done.
     number.addEventListener("input", () => {
-      if (!number.validity.valid || number.value === "") return;
+      if (number.value === "") return;
       slider.value = number.value;
-      this.#set(property, number.valueAsNumber);
+      this.#set(property, slider.valueAsNumber);
     });
     number.addEventListener("change", () => (number.value = slider.value));
     return [number, slider];
@@ -149,6 +150,8 @@ export class Controls {
     input.addEventListener("input", () => {
       if (input.validity.valid && input.value !== "") this.#set(property, input.valueAsNumber);
     });
+    // What cannot be a seed gives way to the one in force.
+    input.addEventListener("change", () => (input.value = this.#value(property) ?? min));
     const roll = toolButton("dice", t("controls.roll"), () => {
       // Six digits are enough to choose from, and can be read aloud.
       input.value = String(min + Math.floor(Math.random() * Math.min(1_000_000, max - min + 1)));

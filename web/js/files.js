@@ -20,10 +20,13 @@ export function chooseFile(accept) {
 
 /** @param {(file: File) => void} take called with pictures and videos */
 export function onDroppedFile(take) {
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  // Words that are dragged into a field are the browser's business.
+  const withFiles = (event) => event.dataTransfer?.types.includes("Files");
+  document.addEventListener("dragover", (event) => withFiles(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {
+    if (!withFiles(event)) return;
     event.preventDefault();
-    const file = event.dataTransfer?.files[0];
+    const [file] = event.dataTransfer.files;
     if (file && /^(image|video)\//.test(file.type)) take(file);
   });
 }

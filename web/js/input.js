@@ -115,6 +115,8 @@ export class Input extends EventTarget {
     }
     this.#source = source;
     this.dispatchEvent(new Event("change"));
+    // Whoever shares another tab is there by now, and a capture may be waiting.
+    if (document.hidden) this.#draw(performance.now());
     return "open";
   }
 

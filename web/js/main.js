@@ -26,6 +26,8 @@ let user = new URLSearchParams(location.search).get("user") ?? undefined;
 
 /** @type {Connection | null} */
 let connection = null;
+/** Where the results can be watched, from the first Start on. @type {string | null} */
+let streamAddress = null;
 /** Whether the user wants results, although there may be no input yet. */
 let wanted = false;
 
@@ -38,14 +40,14 @@ const parameters = new Parameters(toast, useParameters);
 const picker = new SourcePicker(byId("sources"), (kind) => changeSource(kind));
 const output = new Output(byId("result"), (result) => {
   byId("stage").classList.remove("preview");
-  enableActions(true);
+  enableActions();
   figures.shown(performance.now() - result.frameTime);
 });
 
 initActions({
   canvas: byId("result"),
   toast,
-  streamAddress: () => connection?.client.streamAddress ?? null,
+  streamAddress: () => streamAddress,
 });
 
 // -- parameters ---------------------------------------------------------------------------------
@@ -83,7 +85,8 @@ async function changeSource(kind, file) {
   }
   if (kind.mode !== parameters.mode) {
     stop();
-    await showParameters(kind.mode);
+    // Before the server answers, a kind of the other mode may be chosen.
+    while (input.kind.mode !== parameters.mode) await showParameters(input.kind.mode);
   }
   if (running && !connection && input.open) await start();
 }
@@ -110,7 +113,8 @@ async function openSource(file) {
 
 input.addEventListener("change", showTools);
 input.addEventListener("reopen", () => changeSource(input.kind));
-input.addEventListener("ended", () => changeSource(ANIMATION));
+// A camera that was unplugged is asked for again: it may be back, and if not, that is told.
+input.addEventListener("ended", () => changeSource(input.kind.id === "camera" ? input.kind : ANIMATION));
 input.addEventListener("frame", () => {
   if (byId("stage").classList.contains("preview")) output.imitate(input.canvas);
 });
@@ -152,7 +156,7 @@ async function start() {
     onSent: () => figures.sent(),
     again: start,
   });
-  user = connection.client.user;
+  ({ user, streamAddress } = connection.client);
   showState(connection.client.state);
 }
 
@@ -214,5 +218,6 @@ showModel();
 const first = parameters.mode === "video" ? KINDS.at(-1) : await Input.defaultKind();
 input.choose(first);
 picker.show(first);
+for (const id of ["start", "idle-start"]) byId(id).disabled = false;
 // A camera is asked for when the user starts; until then the result shows what is to come.
 if (!first.asks) await openSource();

@@ -59,7 +59,7 @@ export class NoticeBoard {
   }
 }
 
-/** One line that goes away by itself, unless it is to stay. */
+/** One line that goes away by itself. */
 export class Toast {
   #line;
   #timer = 0;
@@ -71,13 +71,13 @@ export class Toast {
     onLanguage(() => (line.textContent = this.#make()));
   }
 
-  /** @param {() => string} make called now, and again when the language changes @param {{stay?: boolean}} [options] */
-  show(make, { stay = false } = {}) {
+  /** @param {() => string} make called now, and again when the language changes @param {number} [lasting] milliseconds */
+  show(make, lasting = 5000) {
     clearTimeout(this.#timer);
     this.#make = make;
     this.#line.textContent = make();
     this.#line.hidden = false;
-    if (!stay) this.#timer = setTimeout(() => this.clear(), 5000);
+    if (lasting < Infinity) this.#timer = setTimeout(() => this.clear(), lasting);
   }
 
   clear() {

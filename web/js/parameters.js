@@ -72,7 +72,7 @@ export class Parameters {
         return settings;
       } catch (error) {
         console.warn(error);
-        this.#toast.show(() => t("connection.none"), { stay: true });
+        this.#toast.show(() => t("connection.none"), Infinity);
         await new Promise((done) => setTimeout(done, ASK_AGAIN_AFTER));
       }
     }

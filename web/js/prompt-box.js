@@ -38,6 +38,9 @@ export class PromptBox {
       this.#keep();
       this.#use();
     });
+    // A press that took the focus from a changed prompt would have the chips drawn anew before it is released,
+    // and would be no click.
+    chips.addEventListener("mousedown", (event) => event.preventDefault());
     onLanguage(() => this.#draw());
   }
 
@@ -102,7 +105,10 @@ export class PromptBox {
     const words = element("span", { textContent: name });
     const chip = element("button", { type: "button", className: "chip", title: prompt }, ...before, words);
     chip.dataset.prompt = prompt;
-    chip.addEventListener("click", () => (this.value = prompt));
+    chip.addEventListener("click", () => {
+      this.#input.blur(); // what was typed is kept first
+      this.value = prompt;
+    });
     return chip;
   }
 

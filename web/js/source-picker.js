@@ -4,6 +4,9 @@ import { element, icon } from "./dom.js";
 import { onLanguage, t } from "./i18n.js";
 import { KINDS } from "./sources/index.js";
 
+/** @type {Record<string, number>} */
+const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+
 export class SourcePicker {
   #group;
   #onChoose;
@@ -14,7 +17,22 @@ export class SourcePicker {
   constructor(group, onChoose) {
     this.#group = group;
     this.#onChoose = onChoose;
+    group.addEventListener("keydown", (event) => this.#move(event));
     onLanguage(() => this.#draw());
+  }
+
+  /**
+   * Arrows only move among the kinds, and Space chooses: a choice may ask for the camera or open a dialogue.
+   *
+   * @param {KeyboardEvent} event
+   */
+  #move(event) {
+    const step = STEPS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const inputs = [...this.#group.querySelectorAll("input:enabled")];
+    const next = inputs.indexOf(event.target) + step;
+    inputs.at(next % inputs.length).focus();
   }
 
   /** Show a kind as chosen. @param {import("./sources/source.js").Kind} kind */
@@ -24,7 +42,7 @@ export class SourcePicker {
   }
 
   #draw() {
-    const focused = document.activeElement?.closest(".source") !== null && this.#group.contains(document.activeElement);
+    const focused = this.#group.contains(document.activeElement);
     this.#group.replaceChildren(...KINDS.map((kind) => this.#choice(kind)));
     if (focused) this.#group.querySelector(":checked").focus();
   }

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -61,9 +61,9 @@ class Client:
         query: dict[str, Any] = {"mode": mode, "output": "ws", "format": format}
         if quality is not None:
             query["quality"] = quality
-        base = server.rstrip("/")
-        self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{self.user}?{urlencode(query)}"
-        self.stream_address = f"{base}/api/stream/{self.user}"
+        base, name = server.rstrip("/"), quote(self.user, safe="")
+        self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{name}?{urlencode(query)}"
+        self.stream_address = f"{base}/api/stream/{name}"
         """Where the results can also be watched, as an image stream."""
         self._socket: ClientConnection | None = None
         self._credit = False

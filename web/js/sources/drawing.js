@@ -125,7 +125,8 @@ class Board {
 
   /** @param {PointerEvent} event */
   #down(event) {
-    if (event.button !== 0) return;
+    // Of several fingers the first one draws: a line has one end.
+    if (event.button !== 0 || !event.isPrimary) return;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#keep();
     this.#context.strokeStyle = this.#colour;
@@ -148,9 +149,9 @@ class Board {
     this.#context.stroke();
     this.#context.beginPath();
     this.#context.moveTo(x, y);
-    // A tap without a movement is a dot.
+    // A tap without a movement is a dot; of a line without a length Chromium draws nothing.
     if (event.type === "pointerdown") {
-      this.#context.lineTo(x, y);
+      this.#context.lineTo(x + 0.01, y);
       this.#context.stroke();
     }
   }

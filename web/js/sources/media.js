@@ -21,6 +21,7 @@ export async function playing(video, mirrored = () => false) {
     const stream = /** @type {MediaStream | null} */ (video.srcObject);
     for (const track of stream?.getTracks() ?? []) track.stop();
     video.srcObject = null;
+    URL.revokeObjectURL(video.src); // of a file; of nothing else it does nothing
   }
 
   try {

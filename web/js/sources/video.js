@@ -14,13 +14,6 @@ export const video = {
     player.src = URL.createObjectURL(await chooseFile("video/*"));
     player.loop = true;
     const source = await playing(player);
-    return {
-      draw: source.draw,
-      tools: () => [toolButton("open", t("sources.other"), reopen)],
-      close() {
-        source.close();
-        URL.revokeObjectURL(player.src);
-      },
-    };
+    return { ...source, tools: () => [toolButton("open", t("sources.other"), reopen)] };
   },
 };
