@@ -101,9 +101,7 @@ CfgType = Literal["none", "full", "self", "initialize"]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error. So is an infinite number, which no timer
-    takes.
-    """
+    """Base of all sections: immutable; an unknown key is an error, and so is a number that no timer takes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

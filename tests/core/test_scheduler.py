@@ -177,6 +177,18 @@ def test_free_rows_keep_no_larger_batch_going() -> None:
             assert len(rows) == 2
 
 
+def test_a_lone_session_does_not_keep_the_batch_that_it_shared() -> None:
+    """However many rows it had in what was padding then."""
+    scheduler = create(1, 8, stream_batch=True, free_rows=5)
+    for number in range(3):
+        for user in "ab":
+            scheduler.offer(frame(user, number, steps=4))
+        tick(scheduler)
+    scheduler.discard(SessionKey("b", 1))
+    scheduler.offer(frame("a", 3, steps=4))
+    assert users(tick(scheduler)) == "aaa"
+
+
 def test_without_stream_batch_a_session_has_one_row() -> None:
     scheduler = create(1, 8, free_rows=8)
     for number in range(6):
@@ -196,13 +208,13 @@ def test_one_step_leaves_nothing_to_overlap() -> None:
 def test_with_a_limit_rows_take_turns() -> None:
     scheduler = create(1, 2, 4)
     for user in "abcd":
-        scheduler.offer(frame(user, steps=2))
+        scheduler.offer(frame(user, steps=3))
     assert users(tick(scheduler)) == "abcd"
     scheduler.limit(2)
     assert scheduler.capacity == 2
     for user in "ef":
         scheduler.offer(frame(user))
-    assert [users(tick(scheduler)) for _ in range(3)] == ["ab", "cd", "ef"]
+    assert [users(tick(scheduler)) for _ in range(5)] == ["ab", "cd", "ab", "cd", "ef"]
 
 
 @pytest.mark.parametrize(("rows", "capacity"), [(0, 1), (1, 1), (3, 3), (99, 4)])
