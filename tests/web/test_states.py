@@ -315,6 +315,9 @@ class EveryField(BaseModel):
     smooth: bool = Field(True, title="Smooth", json_schema_extra={"field": "checkbox"})
     look: Literal["plain", "rich"] = Field("plain", title="Look", json_schema_extra={"field": "select"})
     note: str = Field("", title="Note", description="Anything.", json_schema_extra={"field": "input"})
+    times: int = Field(2, title="Times", ge=1)
+    weight: float = Field(1.0, title="Weight")
+    bright: bool = Field(False, title="Bright")
     num_inference_steps: int = Field(1, title="Hidden", json_schema_extra={"hide": True})
     guidance_scale: float = Field(1.0, title="Hidden", json_schema_extra={"hide": True})
 
@@ -334,6 +337,9 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
     page.get_by_label("Smooth").uncheck()
     page.get_by_label("Look").select_option("rich")
     page.get_by_label("Note").fill("x")
+    page.get_by_label("Times").fill("5")
+    page.get_by_label("Weight").fill("-0.125")
+    page.get_by_label("Bright").check()
     expect(page.get_by_label("Hidden")).to_have_count(0)
     page.get_by_role("button", name="What is this?").click()
     expect(page.get_by_text("Anything.")).to_be_visible()
@@ -343,7 +349,8 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
     parameters = next(text for text in sent if "amount" in text)
     for part in ('"amount":1.25', '"count":4', '"smooth":false', '"look":"rich"', '"note":"x"'):
         assert part in parameters, parameters
-    assert '"seed":9007199254740991' in parameters
+    for part in ('"seed":9007199254740991', '"times":5', '"weight":-0.125', '"bright":true'):
+        assert part in parameters, parameters
     assert "num_inference_steps" not in parameters
 
 

@@ -14,7 +14,7 @@ const MAX_SEED = Number.MAX_SAFE_INTEGER;
  * @property {string} title
  * @property {string} [description]
  * @property {string} type of JSON: string, number, integer, boolean
- * @property {"textarea" | "range" | "seed" | "checkbox" | "select"} [field] a line of text where it is absent
+ * @property {"textarea" | "range" | "seed" | "checkbox" | "select"} [field] that of its type where it is absent
  * @property {any} [default]
  * @property {number} [min]
  * @property {number} [max]
@@ -90,15 +90,19 @@ export class Controls {
 
   /** @param {Property} property @returns {HTMLElement[]} */
   #field(property) {
-    switch (property.field) {
+    switch (property.field ?? property.type) {
       case "range":
         return this.#range(property);
       case "seed":
         return this.#seed(property);
       case "checkbox":
+      case "boolean":
         return [this.#checkbox(property)];
       case "select":
         return [this.#select(property)];
+      case "integer":
+      case "number":
+        return [this.#number(property)];
       default:
         return [this.#text(property)];
     }
@@ -136,22 +140,24 @@ export class Controls {
     return [number, slider];
   }
 
-  /** A number, and a button for another one. @param {Property} property */
-  #seed(property) {
-    const { min = 0, max = MAX_SEED } = property;
-    const input = element("input", {
-      type: "number",
-      ...this.#common(property),
-      min: String(min),
-      max: String(max),
-      step: "1",
-      value: this.#value(property) ?? min,
-    });
+  /** A number to type. @param {Property} property */
+  #number(property) {
+    const { min = "", max = "", step = property.type === "integer" ? 1 : "any" } = property;
+    const value = () => String(this.#value(property) ?? min);
+    const bounds = { min: String(min), max: String(max), step: String(step) };
+    const input = element("input", { type: "number", ...this.#common(property), ...bounds, value: value() });
     input.addEventListener("input", () => {
       if (input.validity.valid && input.value !== "") this.#set(property, input.valueAsNumber);
     });
-    // What cannot be a seed gives way to the one in force.
-    input.addEventListener("change", () => (input.value = this.#value(property) ?? min));
+    // What it cannot be gives way to what is in force.
+    input.addEventListener("change", () => (input.value = value()));
+    return input;
+  }
+
+  /** A whole number, and a button for another one. @param {Property} property */
+  #seed(property) {
+    const { min = 0, max = MAX_SEED } = property;
+    const input = this.#number({ ...property, min, max, step: 1 });
     const roll = toolButton("dice", t("controls.roll"), () => {
       // Six digits are enough to choose from, and can be read aloud.
       input.value = String(min + Math.floor(Math.random() * Math.min(1_000_000, max - min + 1)));
