@@ -104,7 +104,7 @@ export default {
   "example.circle": "红色圆形",
 
   "controls.label": "参数",
-  "controls.help": "这是什么？",
+  "controls.help": "“{name}”是什么？",
   "controls.reset": "恢复默认",
   "controls.roll": "换一个",
   "parameter.prompt": "提示词",
