@@ -11,6 +11,7 @@ from tests.api.conftest import MakeServer
 from tests.web.conftest import OpenStudio
 from tests.web.studio import difference
 from tests.web.test_states import ASKED, HIDING, SCREEN, WITHOUT_CAMERA
+from tests.web.test_words import closed_with
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
 
@@ -141,6 +142,26 @@ def test_nothing_lies_on_a_drawing_on_a_phone(
     expect(studio.page.locator("#start")).to_be_in_viewport(ratio=1)
     assert studio.page.evaluate("document.documentElement.scrollWidth") == 360
     assert not studio.violations()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_words_beside_a_drawing_on_a_phone(
+    make_server: MakeServer, open_studio: OpenStudio, locale: str
+) -> None:
+    """The result is small there, and what does not fit into it must be read and pressed all the same."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA, locale=locale, **PHONE)
+    studio.choose("drawing")
+    studio.start()
+    studio.page.fill("#prompt", "nan")
+    studio.page.locator("#prompt").blur()
+    toast = studio.page.locator("#toast")
+    expect(toast).to_be_in_viewport(ratio=1)
+    assert toast.evaluate("(line) => line.scrollHeight <= line.clientHeight")
+    studio.stop()
+    closed_with(studio, "Server is full", 1013)
+    for part in ("h2", "p", "button"):
+        expect(studio.page.locator(f"#notice {part}")).to_be_in_viewport(ratio=1)
+    assert studio.page.evaluate(COVERED) == []
 
 
 def test_a_drawing_fills_the_window_of_a_phone(make_server: MakeServer, open_studio: OpenStudio) -> None:
