@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Route, expect
 
 from tests.api.conftest import MakeServer
 from tests.web.conftest import OpenStudio
 from tests.web.studio import difference
 from tests.web.test_states import ASKED, HIDING, SCREEN, WITHOUT_CAMERA
+from tests.web.test_words import closed_with
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
 
@@ -110,6 +112,56 @@ def test_one_finger_draws_and_a_tap_is_a_dot(make_server: MakeServer, open_studi
     studio.page.evaluate(touch, True)
     studio.page.wait_for_timeout(200)
     assert difference(blank, studio.pixels("input")) > 0
+
+
+COVERED = """() => {
+    const canvas = document.getElementById("input");
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    const places = Array.from({ length: 400 }, (_, i) => [(i % 20) / 19, Math.floor(i / 20) / 19]);
+    return places.filter(([x, y]) => {
+        const [across, down] = [left + 1 + x * (width - 2), top + 1 + y * (height - 2)];
+        return document.elementFromPoint(across, down) !== canvas;
+    });
+}"""
+"""Where, of 20 × 20 places of the drawing, something else takes the finger; 0 to 1 from left and top."""
+
+
+@pytest.mark.parametrize("height", [640, 800])
+def test_nothing_lies_on_a_drawing_on_a_phone(
+    make_server: MakeServer, open_studio: OpenStudio, height: int
+) -> None:
+    phone = {**PHONE, "viewport": {"width": 360, "height": height}}
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA, **phone)
+    studio.choose("drawing")
+    expect(studio.page.get_by_role("button", name="Undo")).to_be_in_viewport(ratio=1)
+    expect(studio.page.locator("#idle-start")).to_be_in_viewport(ratio=1)
+    assert studio.page.evaluate(COVERED) == []
+    studio.start()
+    assert studio.page.evaluate(COVERED) == []
+    expect(studio.page.locator("#result")).to_be_in_viewport(ratio=1)
+    expect(studio.page.locator("#start")).to_be_in_viewport(ratio=1)
+    assert studio.page.evaluate("document.documentElement.scrollWidth") == 360
+    assert not studio.violations()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_words_beside_a_drawing_on_a_phone(
+    make_server: MakeServer, open_studio: OpenStudio, locale: str
+) -> None:
+    """The result is small there, and what does not fit into it must be read and pressed all the same."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA, locale=locale, **PHONE)
+    studio.choose("drawing")
+    studio.start()
+    studio.page.fill("#prompt", "nan")
+    studio.page.locator("#prompt").blur()
+    toast = studio.page.locator("#toast")
+    expect(toast).to_be_in_viewport(ratio=1)
+    assert toast.evaluate("(line) => line.scrollHeight <= line.clientHeight")
+    studio.stop()
+    closed_with(studio, "Server is full", 1013)
+    for part in ("h2", "p", "button"):
+        expect(studio.page.locator(f"#notice {part}")).to_be_in_viewport(ratio=1)
+    assert studio.page.evaluate(COVERED) == []
 
 
 def test_a_drawing_fills_the_window_of_a_phone(make_server: MakeServer, open_studio: OpenStudio) -> None:

@@ -336,12 +336,12 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
     page.get_by_label("Seed").fill("9007199254740991")
     page.get_by_label("Smooth").uncheck()
     page.get_by_label("Look").select_option("rich")
-    page.get_by_label("Note").fill("x")
+    page.get_by_label("Note", exact=True).fill("x")
     page.get_by_label("Times").fill("5")
     page.get_by_label("Weight").fill("-0.125")
     page.get_by_label("Bright").check()
     expect(page.get_by_label("Hidden")).to_have_count(0)
-    page.get_by_role("button", name="What is this?").click()
+    page.get_by_role("button", name="What is “Note”?").click()
     expect(page.get_by_text("Anything.")).to_be_visible()
     assert not studio.violations()
     page.keyboard.press("Escape")
@@ -352,6 +352,29 @@ def test_controls_are_what_the_server_describes(make_server: MakeServer, open_st
     for part in ('"seed":9007199254740991', '"times":5', '"weight":-0.125', '"bright":true'):
         assert part in parameters, parameters
     assert "num_inference_steps" not in parameters
+
+
+class Described(BaseModel):
+    prompt: str = Field("", title="Prompt", description="Has a box of its own.")
+    strength: float = Field(0.5, title="Strength", description="How far from the input.", ge=0, le=1)
+    note: str = Field("", title="Note", description="Anything.")
+
+
+def test_each_help_button_has_a_name_of_its_own(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server()
+    server.image.Params = Described
+    page = open_studio(server.http, script=WITHOUT_CAMERA).page
+    buttons = page.locator("#controls").get_by_role("button")
+    for names, help_of_strength in (
+        (["What is “Strength”?", "What is “Note”?", "Reset"], "How far from the input."),
+        (["“重绘强度”是什么？", "“Note”是什么？", "恢复默认"], "画面可以偏离输入的程度"),
+    ):
+        for button, name in zip(buttons.all(), names, strict=True):
+            expect(button).to_have_accessible_name(name)
+        page.get_by_role("button", name=names[0]).click()
+        expect(page.get_by_text(help_of_strength)).to_be_visible()
+        page.keyboard.press("Escape")
+        page.click("#language")
 
 
 def test_what_is_shown_is_what_is_sent(make_server: MakeServer, open_studio: OpenStudio) -> None:

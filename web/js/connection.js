@@ -2,9 +2,12 @@
 
 import { CloseCode, StreamClient } from "../client/index.js";
 import { t } from "./i18n.js";
+import { lastWords, wordsAbout } from "./server-words.js";
 import { getStatus } from "./server.js";
 
 const ASK_PROGRESS_EVERY = 1000;
+/** The browser's code for a connection that nobody closed. */
+const NO_CONNECTION = 1006;
 
 /** The key of the words for an end, by the code the connection was closed with. @type {Map<number, string>} */
 const ENDINGS = new Map([
@@ -16,6 +19,7 @@ const ENDINGS = new Map([
 
 export class Connection {
   #progress = 0;
+  #lostBy = NO_CONNECTION;
 
   /**
    * @param {object} parts
@@ -38,7 +42,7 @@ export class Connection {
     });
     this.#on("result", onResult);
     this.#on("sent", onSent);
-    this.#on("problem", ({ message }) => toast.show(() => message));
+    this.#on("problem", ({ message }) => toast.show(() => wordsAbout(message)));
     this.client.start();
   }
 
@@ -53,13 +57,17 @@ export class Connection {
     this.toast.clear();
     this.notice.clear();
     if (state === "waiting") this.#tellProgress();
-    else if (state === "reconnecting") this.#tellLoss(message);
+    else if (state === "reconnecting") this.#tellLoss(code, message);
+    else if (state === "live") this.#lostBy = NO_CONNECTION;
     else if (state === "stopped" && code !== null) this.#tellEnding(code, message);
   }
 
-  /** @param {string | null} message */
-  #tellLoss(message) {
-    this.toast.show(() => [t("connection.lost"), message].filter(Boolean).join(" — "), Infinity);
+  /** @param {number} code @param {string | null} message */
+  #tellLoss(code, message) {
+    // Of an attempt to connect again that failed, there are no words: those before still hold.
+    if (code !== NO_CONNECTION) this.#lostBy = code;
+    const why = () => message && lastWords(message, this.#lostBy);
+    this.toast.show(() => [t("connection.lost"), why()].filter(Boolean).join(" — "), Infinity);
   }
 
   #tellProgress() {
@@ -82,9 +90,10 @@ export class Connection {
   /** @param {number} code @param {string | null} message */
   #tellEnding(code, message) {
     const ending = ENDINGS.get(code);
+    const refusal = () => message && wordsAbout(message, { user: this.client.user, origin: location.origin });
     this.notice.show(() => ({
       title: t(`connection.${ending}`),
-      text: ending === "refused" ? message : t(`connection.${ending}.help`),
+      text: ending === "refused" ? refusal() : t(`connection.${ending}.help`),
       actions: [{ label: t("again"), act: this.again }],
     }));
   }

@@ -81,10 +81,9 @@ export class Controls {
 
   /** @param {Property} property */
   #control(property) {
-    const { id, description } = property;
-    const label = element("label", { htmlFor: `control-${id}` }, nameOf(property));
+    const label = element("label", { htmlFor: `control-${property.id}` }, nameOf(property));
     const head = element("div", { className: "head" }, label);
-    if (description) head.append(...help(id, translated(`parameter.${id}.help`, description)));
+    if (property.description) head.append(...help(property));
     return element("div", { className: "control" }, head, ...this.#field(property));
   }
 
@@ -208,14 +207,17 @@ function nameOf({ id, title }) {
   return translated(`parameter.${id}`, title ?? id);
 }
 
-/** A button and the words it opens. @param {string} id @param {string} words */
-function help(id, words) {
+/** A button and the words it opens. @param {Property} property */
+function help(property) {
+  const { id, description } = property;
+  const words = translated(`parameter.${id}.help`, description);
+  const question = t("controls.help", { name: nameOf(property) });
   const popover = element("p", { id: `help-${id}`, className: "help", popover: "auto", textContent: words });
   const button = element("button", {
     type: "button",
     className: "help-button",
-    title: t("controls.help"),
-    "aria-label": t("controls.help"),
+    title: question,
+    "aria-label": question,
     popoverTargetElement: popover,
   });
   return [button, popover];

@@ -51,9 +51,10 @@ export function t(key, values = {}) {
  *
  * @param {string} key
  * @param {string} otherwise
+ * @param {Record<string, unknown>} [values]
  */
-export function translated(key, otherwise) {
-  return LOCALES[language][key] ?? otherwise;
+export function translated(key, otherwise, values) {
+  return key in LOCALES[language] ? t(key, values) : otherwise;
 }
 
 /** @param {ParentNode} root */

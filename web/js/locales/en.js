@@ -105,7 +105,7 @@ export default {
   "example.circle": "Red circle",
 
   "controls.label": "Parameters",
-  "controls.help": "What is this?",
+  "controls.help": "What is “{name}”?",
   "controls.reset": "Reset",
   "controls.roll": "Another one",
 

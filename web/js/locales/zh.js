@@ -104,7 +104,7 @@ export default {
   "example.circle": "红色圆形",
 
   "controls.label": "参数",
-  "controls.help": "这是什么？",
+  "controls.help": "“{name}”是什么？",
   "controls.reset": "恢复默认",
   "controls.roll": "换一个",
   "parameter.prompt": "提示词",
@@ -132,4 +132,13 @@ export default {
   "connection.taken": "已在别处继续",
   "connection.taken.help": "同一用户在另一个页面建立了连接，本页面已停止。",
   "connection.refused": "服务器拒绝了连接",
+
+  "server.frame": "该帧生成失败：{words}",
+  "server.field": "服务器未接受“{name}”：{words}",
+  "server.field.userId": "用户名须为 1 到 128 个字母、数字或 - . _ ~，“{user}”不符合。",
+  "server.field.picture": "服务器未接受输入画面：{words}",
+  "server.field.parameters": "服务器未接受这些参数：{words}",
+  "server.field.origin": "服务器不接受来自 {origin} 的页面。",
+  "server.closed.1011": "服务器出现故障：{words}",
+  "server.closed.1012": "服务器正在关闭",
 };
