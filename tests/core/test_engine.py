@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import random
 import threading
 import time
@@ -15,6 +17,7 @@ import pytest
 
 from app.core.engine import Engine
 from app.core.messages import Done, Event, Failed, FrameIn, OutOfMemoryError, Row, SessionKey, Taken, Ticked
+from app.utils.logger import RepeatsCounted
 from tests.core.fakes import PATIENCE, PlayedBatch, PlayedRunner, frame
 
 BUCKETS = (1, 2, 4, 8)
@@ -363,6 +366,28 @@ async def test_a_row_that_raises_takes_nobody_along() -> None:
         await it.together(*(frame(user, 2, prompt="x") for user in "abcdefgh"))
         await it.ended(17)
         assert it.runner.launched[-1] == 8
+
+
+async def test_a_row_that_raises_in_every_frame_is_logged_as_one_error() -> None:
+    """Alone, with others and when it is tried again."""
+    stream = io.StringIO()
+    handler = RepeatsCounted(logging.StreamHandler(stream), clock=lambda: 0.0)
+    log = logging.getLogger("app.core.engine")
+    log.addHandler(handler)
+    try:
+        async with running() as it:
+            for number in range(5):
+                it.submit(frame("a", number, prompt="crash"))
+                await it.ended(number + 1)
+            await it.together(*(frame(user, 9, prompt="crash") for user in "abcde"))
+            await it.ended(11)
+            assert len(it.of(Failed)) == 10
+            assert stream.getvalue().count("Traceback") == 1
+            it.submit(frame("a", 10, prompt="torn"))
+            await it.ended(12)
+    finally:
+        log.removeHandler(handler)
+    assert stream.getvalue().count("Traceback") == 2
 
 
 async def test_a_row_that_raises_once_is_made() -> None:
