@@ -230,7 +230,7 @@ def _failing(what: str) -> Iterator[None]:
         raise  # it says what and why
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = " ".join(lines[:2]) or type(error).__name__  # of the Hub's errors the second line says what
         raise ModelLoadError(f"{what}: {reason}") from error
 
 

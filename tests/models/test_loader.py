@@ -187,7 +187,7 @@ class Hub:
                 raise LocalEntryNotFoundError("not in the cache")
             return str(self._cache / name)
         if name not in self.files:
-            raise NotOnHubError(f"404: no {name}")
+            raise NotOnHubError(f"404 Client Error.\n\nEntry Not Found for url: {name}.")
         self.fetched.append(name)
         return self.keep(name)
 
@@ -256,7 +256,7 @@ def test_a_lora_without_weights_is_refused(folder: Path, tmp_path: Path, hub: Ca
     hub("README.md", "old/b.safetensors")
     assert "'some/lora' holds no weights" in refusal(folder, loras=(LoraSettings(id="some/lora"),))
     words = refusal(folder, loras=(LoraSettings(id="some/lora/c.safetensors"),))
-    assert "404: no c.safetensors" in words
+    assert words.endswith("404 Client Error. Entry Not Found for url: c.safetensors.")
     words = refusal(folder, loras=(LoraSettings(id=f"{tmp_path}/none.safetensors"),))
     assert words.endswith("there is no such file")
 
