@@ -165,7 +165,7 @@ class Engine:
         self._call(self._end_start, None)
         try:
             self._make_frames(runner)
-        except Exception as error:
+        except BaseException as error:  # SystemExit too, of which nothing would be heard
             log.exception("the engine ended")
             self._call(self._fail, f"{type(error).__name__}: {error}")
         finally:
@@ -299,6 +299,9 @@ class Engine:
                 self._encode(runner, text)
         except DeviceLostError as error:
             self._call(self._fail, str(error))
+        except BaseException as error:
+            log.exception("no more prompts are embedded")
+            self._call(self._fail, f"{type(error).__name__}: {error}")
 
     def _encode(self, runner: Runner, text: str) -> None:
         self._encoding_since = time.monotonic()

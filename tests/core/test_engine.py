@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -559,6 +559,21 @@ async def test_a_device_lost_while_a_prompt_is_embedded_ends_the_engine() -> Non
         it.submit(frame("a"))
         await it.until(lambda: bool(it.failures))
         assert it.engine.failure == "the device fell off the bus"
+
+
+@pytest.mark.parametrize("place", ["launch", "encode"])
+async def test_whatever_ends_a_thread_ends_the_engine(place: str) -> None:
+    """A pipeline may call `sys.exit`, which ends a thread without a word."""
+
+    def leave(_: object) -> NoReturn:
+        raise SystemExit(3)
+
+    async with running() as it:
+        setattr(it.runner, place, leave)
+        it.submit(frame("a"))
+        await it.until(lambda: bool(it.failures))
+        assert it.failures == ["SystemExit: 3"]
+        assert it.engine.state == "failed"
 
 
 async def test_without_a_watchdog_a_tick_may_take_long() -> None:
