@@ -85,13 +85,14 @@ class Engine:
             buckets, stream_batch=stream_batch, embeddings=self._prompts.lookup, clock=time.monotonic
         )
         self._watchdog_timeout = watchdog_timeout
-        lock = threading.RLock()  # guards the scheduler, the prompts and _stopping
+        lock = threading.RLock()  # guards the scheduler, the prompts, _apart and _stopping
         self._changed = threading.Condition(lock)  # what the engine's thread waits for
         self._text_missing = threading.Condition(lock)  # what the prompts' thread waits for
         self._stopping = False
         self._busy_since: float | None = None  # the engine's thread
         self._encoding_since: float | None = None  # the prompts' thread
         self._starving_since: dict[str, float] = {}  # by what finds no memory
+        self._apart: set[SessionKey] = set()  # whose last frame raised
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -136,6 +137,7 @@ class Engine:
         """Drop whatever a session has waiting or in flight."""
         with self._changed:
             self._scheduler.discard(session)
+            self._apart.discard(session)
 
     @property
     def capacity(self) -> int:
@@ -177,7 +179,11 @@ class Engine:
         while (rows := self._following(flights)) is not None:
             self._busy_since = time.monotonic()
             self._publish([Taken(row.frame.session, row.frame.number) for row in rows if row.begins])
-            launched = self._launch(runner, rows, again=len(rows) == 1) if rows else []
+            launched = [
+                flight
+                for part in self._parts(rows)
+                for flight in self._launch(runner, part, again=len(part) == 1)
+            ]
             for flight in flights:
                 self._publish(self._collect(flight))
             flights = launched
@@ -210,6 +216,16 @@ class Engine:
                 self._changed.wait()
             return None
 
+    def _parts(self, rows: tuple[Row, ...]) -> list[tuple[Row, ...]]:
+        """What is launched as one batch: all rows, but those of sessions whose last frame raised each alone,
+        or the others' batch would be launched in parts again for every frame that raises.
+        """
+        with self._changed:
+            apart = [row for row in rows if row.frame.session in self._apart]
+        parts: list[tuple[Row, ...]] = [(row,) for row in apart]
+        others = tuple(row for row in rows if row not in apart)
+        return [*parts, others] if others else parts
+
     def _launch(self, runner: Runner, rows: tuple[Row, ...], again: bool) -> list[Flight]:
         """Launch one step. When it raises, nothing was committed: halve the batch until the row that
         cannot be made is alone, so that it takes nobody along.
@@ -231,6 +247,7 @@ class Engine:
             self._starving_since.pop("row", None)
             with self._changed:
                 self._scheduler.advance(rows)
+                self._apart.difference_update(row.frame.session for row in rows if row.finishes)
             return [flight]
         if len(rows) > 1:
             half = len(rows) // 2
@@ -238,7 +255,8 @@ class Engine:
         if again:
             return self._launch(runner, rows, False)
         with self._changed:
-            self._scheduler.drop(rows[0])
+            if self._scheduler.drop(rows[0]) and reason != OUT_OF_MEMORY:
+                self._apart.add(rows[0].frame.session)
         self._publish([Failed(rows[0].frame, reason)])
         return []
 

@@ -105,12 +105,14 @@ class Scheduler:
             if row.frame.session == session:
                 self.drop(row)
 
-    def drop(self, row: Row) -> None:
-        """Take a frame out of flight and free its slot; nothing happens if it left already."""
+    def drop(self, row: Row) -> bool:
+        """Take a frame out of flight and free its slot. Returns whether it was in flight."""
         current = self._in_flight.get(row.slot)
-        if current is not None and current.frame is row.frame:
+        flies = current is not None and current.frame is row.frame
+        if flies:
             del self._in_flight[row.slot]
             self._free_slots.append(row.slot)
+        return flies
 
     def withdraw(self, frame: FrameIn) -> bool:
         """Take back a frame that still waits. Returns whether it did."""

@@ -362,10 +362,11 @@ async def test_a_row_that_raises_takes_nobody_along() -> None:
         assert it.engine.state == "ready"
         assert it.engine.degraded is None
         assert it.engine.capacity == BUCKETS[-1]
-        # Its slot is free again, for all the rows there are.
-        await it.together(*(frame(user, 2, prompt="x") for user in "abcdefgh"))
-        await it.ended(17)
-        assert it.runner.launched[-1] == 8
+        # Its slot is free again, for all the rows there are; at first it is launched apart.
+        for number, sizes in ((2, [1, 7]), (3, [8])):
+            await it.together(*(frame(user, number, prompt="x") for user in "abcdefgh"))
+            await it.ended(9 * number - 1)
+            assert it.runner.launched[-len(sizes) :] == sizes
 
 
 async def test_a_row_that_raises_in_every_frame_is_logged_as_one_error() -> None:
@@ -388,6 +389,43 @@ async def test_a_row_that_raises_in_every_frame_is_logged_as_one_error() -> None
     finally:
         log.removeHandler(handler)
     assert stream.getvalue().count("Traceback") == 2
+
+
+async def test_who_raises_in_every_frame_costs_the_others_one_batch_in_parts() -> None:
+    """After that the row is launched apart, until it is made."""
+    async with running() as it:
+        for number in (1, 2):
+            crowd = (frame(user, number, prompt="crash" if user == "e" else "x") for user in "abcdefgh")
+            await it.together(*crowd)
+            await it.ended(9 * number)
+        parts, whole = it.runner.launched[1:8], it.runner.launched[9:]
+        assert parts == [8, 4, 4, 2, 1, 1, 2]
+        assert whole == [1, 1, 7]
+        assert it.users(Failed) == ["e", "e"]
+        for number in (3, 4):
+            await it.together(*(frame(user, number, prompt="x", steps=2) for user in "abcdefgh"))
+            await it.ended(9 * number)
+        assert it.runner.launched[13:] == [1, 7, 1, 7, 1, 8, 8]
+
+
+async def test_nothing_is_kept_of_who_raised_and_left() -> None:
+    async with running() as it:
+        it.submit(frame("a", 1, prompt="crash"))
+        await it.ended(1)
+        assert it.engine._apart == {SessionKey("a", 1)}
+        it.engine.discard(SessionKey("a", 1))
+        assert not it.engine._apart
+        # Or who leaves while the row is launched that raises.
+        launch = it.runner.launch
+
+        def leave(rows: tuple[Row, ...]) -> PlayedBatch:
+            it.engine.discard(rows[0].frame.session)
+            return launch(rows)
+
+        it.runner.launch = leave  # type: ignore[method-assign]
+        it.submit(frame("b", 1, prompt="crash"))
+        await it.ended(2)
+        assert not it.engine._apart
 
 
 async def test_a_row_that_raises_once_is_made() -> None:
