@@ -270,12 +270,16 @@ class Engine:
 
     def _degrade(self, rows: int, reason: str) -> None:
         """Go on with smaller batches: never with larger ones than before, since the parts of a batch may
-        fail one after the other.
+        fail one after the other. None is smaller than one row, and why there was no memory even for that may
+        have passed when there are more.
         """
+        if rows == 1:
+            self._tell_degraded("out of memory even for one row", reason)
+            return
         with self._changed:
             self._scheduler.limit(min(rows // 2, self.capacity))
-        largest = f"with {rows} rows in a batch; from now on at most {self.capacity}"
-        self._tell_degraded(f"out of memory {largest if rows > 1 else 'even for one row'}", reason)
+        words = f"out of memory with {rows} rows in a batch; from now on at most {self.capacity}"
+        self._tell_degraded(words, reason)
 
     def _tell_degraded(self, words: str, reason: str) -> None:
         self.degraded = words

@@ -495,9 +495,10 @@ async def test_a_row_too_large_for_the_memory_fails_alone() -> None:
         assert it.of(Failed)[0].reason == "the device is out of memory"
         assert it.engine.degraded is not None
         it.runner.memory = 9
-        it.submit(frame("b"))
-        await it.ended(2)
-        assert it.users(Done) == ["b"]
+        await it.together(*(frame(user, 2) for user in "abcdefgh"))
+        await it.ended(10)
+        assert len(it.users(Done)) == 9
+        assert it.runner.launched[-1] == 8, "it says nothing of larger batches"
 
 
 async def test_no_memory_for_any_row_for_long_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
