@@ -85,14 +85,14 @@ class Engine:
             buckets, stream_batch=stream_batch, embeddings=self._prompts.lookup, clock=time.monotonic
         )
         self._watchdog_timeout = watchdog_timeout
-        lock = threading.RLock()  # guards the scheduler, the prompts, _apart and _stopping
+        lock = threading.RLock()  # guards the scheduler, the prompts, _raised and _stopping
         self._changed = threading.Condition(lock)  # what the engine's thread waits for
         self._text_missing = threading.Condition(lock)  # what the prompts' thread waits for
         self._stopping = False
         self._busy_since: float | None = None  # the engine's thread
         self._encoding_since: float | None = None  # the prompts' thread
         self._starving_since: dict[str, float] = {}  # by what finds no memory
-        self._apart: set[SessionKey] = set()  # whose last frame raised
+        self._raised: dict[SessionKey, int] = {}  # at which stage a session's frame did, until one passes it
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -137,7 +137,7 @@ class Engine:
         """Drop whatever a session has waiting or in flight."""
         with self._changed:
             self._scheduler.discard(session)
-            self._apart.discard(session)
+            self._raised.pop(session, None)
 
     @property
     def capacity(self) -> int:
@@ -217,11 +217,11 @@ class Engine:
             return None
 
     def _parts(self, rows: tuple[Row, ...]) -> list[tuple[Row, ...]]:
-        """What is launched as one batch: all rows, but those of sessions whose last frame raised each alone,
-        or the others' batch would be launched in parts again for every frame that raises.
+        """What is launched as one batch: all rows, but each alone that is where its session's last frame
+        raised, or the others' batch would be launched in parts again for every frame that raises.
         """
         with self._changed:
-            apart = [row for row in rows if row.frame.session in self._apart]
+            apart = [row for row in rows if self._raised.get(row.frame.session) == row.stage]
         parts: list[tuple[Row, ...]] = [(row,) for row in apart]
         others = tuple(row for row in rows if row not in apart)
         return [*parts, others] if others else parts
@@ -245,9 +245,7 @@ class Engine:
             reason = f"{type(error).__name__}: {error}"
         else:
             self._starving_since.pop("row", None)
-            with self._changed:
-                self._scheduler.advance(rows)
-                self._apart.difference_update(row.frame.session for row in rows if row.finishes)
+            self._advance(rows)
             return [flight]
         if len(rows) > 1:
             half = len(rows) // 2
@@ -256,9 +254,17 @@ class Engine:
             return self._launch(runner, rows, False)
         with self._changed:
             if self._scheduler.drop(rows[0]) and reason != OUT_OF_MEMORY:
-                self._apart.add(rows[0].frame.session)
+                self._raised[rows[0].frame.session] = rows[0].stage
         self._publish([Failed(rows[0].frame, reason)])
         return []
+
+    def _advance(self, rows: tuple[Row, ...]) -> None:
+        """Note that these rows made their step."""
+        with self._changed:
+            self._scheduler.advance(rows)
+            for row in rows:
+                if self._raised.get(row.frame.session) == row.stage:
+                    del self._raised[row.frame.session]
 
     def _starve(self, what: str) -> None:
         """Note that not even one row, picture or prompt found memory; raise DeviceLostError if that has gone

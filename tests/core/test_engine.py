@@ -392,7 +392,7 @@ async def test_a_row_that_raises_in_every_frame_is_logged_as_one_error() -> None
 
 
 async def test_who_raises_in_every_frame_costs_the_others_one_batch_in_parts() -> None:
-    """After that the row is launched apart, until it is made."""
+    """After that the row is launched apart, until one passes where it raised."""
     async with running() as it:
         for number in (1, 2):
             crowd = (frame(user, number, prompt="crash" if user == "e" else "x") for user in "abcdefgh")
@@ -405,16 +405,42 @@ async def test_who_raises_in_every_frame_costs_the_others_one_batch_in_parts() -
         for number in (3, 4):
             await it.together(*(frame(user, number, prompt="x", steps=2) for user in "abcdefgh"))
             await it.ended(9 * number)
-        assert it.runner.launched[13:] == [1, 7, 1, 7, 1, 8, 8]
+        assert it.runner.launched[13:] == [1, 7, 8, 1, 8, 8]
+
+
+async def test_who_raises_late_is_launched_apart_only_then() -> None:
+    async with running() as it:
+        launch = it.runner.launch
+
+        def late(rows: tuple[Row, ...]) -> PlayedBatch:
+            if any(row.frame.plan.prompt == "late" and row.stage == 2 for row in rows):
+                it.runner.note("raise", rows)
+                raise RuntimeError("at the end")
+            return launch(rows)
+
+        it.runner.launch = late  # type: ignore[method-assign]
+        for number in (1, 2):
+            it.runner.log.clear()
+            crowd = (frame(user, number, prompt="late" if user == "b" else "x", steps=3) for user in "abc")
+            await it.together(*crowd)
+            await it.ended(4 * number)
+        assert [line for line in it.runner.log if line.startswith(("launch", "raise"))] == [
+            "launch holder1",
+            "launch a1 b1 c1",
+            "launch a2 b2 c2",
+            "raise b3",
+            "raise b3",
+            "launch a3 c3",
+        ]
 
 
 async def test_nothing_is_kept_of_who_raised_and_left() -> None:
     async with running() as it:
         it.submit(frame("a", 1, prompt="crash"))
         await it.ended(1)
-        assert it.engine._apart == {SessionKey("a", 1)}
+        assert it.engine._raised == {SessionKey("a", 1): 0}
         it.engine.discard(SessionKey("a", 1))
-        assert not it.engine._apart
+        assert not it.engine._raised
         # Or who leaves while the row is launched that raises.
         launch = it.runner.launch
 
@@ -425,7 +451,7 @@ async def test_nothing_is_kept_of_who_raised_and_left() -> None:
         it.runner.launch = leave  # type: ignore[method-assign]
         it.submit(frame("b", 1, prompt="crash"))
         await it.ended(2)
-        assert not it.engine._apart
+        assert not it.engine._raised
 
 
 async def test_a_row_that_raises_once_is_made() -> None:
