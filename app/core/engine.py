@@ -155,15 +155,17 @@ class Engine:
     def _own_device(self) -> None:
         try:
             runner = self._create_runner(self._report)
+            self._scheduler.learn(runner.costs)
+            self._prompts.negative = runner.reads_negative_prompts
+            self.description = runner.description
+            prompts = threading.Thread(
+                target=self._encode_prompts, args=(runner,), name="prompts", daemon=True
+            )
+            prompts.start()
         except BaseException as error:  # noqa: BLE001 - whatever it is, start() raises it
             self._call(self._end_start, error)
             return
-        self._scheduler.learn(runner.costs)
-        self._prompts.negative = runner.reads_negative_prompts
-        self.description = runner.description
-        prompts = threading.Thread(target=self._encode_prompts, args=(runner,), name="prompts", daemon=True)
         self._threads.append(prompts)
-        prompts.start()
         self._call(self._end_start, None)
         try:
             self._make_frames(runner)

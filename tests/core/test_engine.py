@@ -739,6 +739,23 @@ async def test_what_the_runner_raises_at_the_start_is_raised() -> None:
     assert not any(thread.is_alive() for thread in engine._threads)
 
 
+async def test_a_start_that_fails_behind_the_runner_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container allows no more threads."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "prompts":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    engine = Engine(lambda _report: PlayedRunner(), buckets=BUCKETS, stream_batch=False)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await asyncio.wait_for(engine.start(lambda _events: None), 5)
+    assert (engine.state, engine.failure) == ("failed", "can't start new thread")
+    await engine.stop()
+
+
 async def test_it_may_be_stopped_while_it_starts() -> None:
     begun, go_on = threading.Event(), threading.Event()
     runner = PlayedRunner()
