@@ -109,7 +109,10 @@ class Section(BaseModel):
 class LoraSettings(Section):
     """One LoRA that is fused into the UNet at start."""
 
-    id: str = Field(min_length=1, description="Hugging Face id, local folder or `.safetensors` file.")
+    id: str = Field(
+        min_length=1,
+        description="Hugging Face id, or `id/file` where it has several; folder or `.safetensors` file.",
+    )
     scale: float = Field(default=1.0, description="Strength of the LoRA; 0 has no effect.")
 
 

@@ -189,6 +189,14 @@ def advance(
         negative: the model's output for the negative prompts, as ``x``; None where guidance needs none.
         columns: the table, (B, COLUMNS), float32.
         guidance: one of the paper's four kinds (section 3.2).
+
+    Residual guidance takes for the negative prediction the noise that leads from x to a picture which stays
+    the same at all steps of a frame: (x - signal * picture) / noise level. The picture is the frame's own
+    for "self", whose residual begins as the noise it was given, and for "initialize" what the first step
+    makes of the negative prompt, whose residual begins as the noise predicted for that. Later steps need no
+    negative pass: the residual makes the same affine step as x, so it stays the noise that leads to the same
+    picture, but for the share of x that the boundary scalings keep, 1e-5 of it with the usual ones. The
+    original carries it the same way, in a ring.
     """
     *coefficients, scale, delta, first = columns[:, :, None, None, None].unbind(1)
     c = Coefficients(*coefficients)  # type: ignore[arg-type] # the same names, for tensors

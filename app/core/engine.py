@@ -85,13 +85,14 @@ class Engine:
             buckets, stream_batch=stream_batch, embeddings=self._prompts.lookup, clock=time.monotonic
         )
         self._watchdog_timeout = watchdog_timeout
-        lock = threading.RLock()  # guards the scheduler, the prompts and _stopping
+        lock = threading.RLock()  # guards the scheduler, the prompts, _raised and _stopping
         self._changed = threading.Condition(lock)  # what the engine's thread waits for
         self._text_missing = threading.Condition(lock)  # what the prompts' thread waits for
         self._stopping = False
         self._busy_since: float | None = None  # the engine's thread
         self._encoding_since: float | None = None  # the prompts' thread
         self._starving_since: dict[str, float] = {}  # by what finds no memory
+        self._raised: dict[SessionKey, int] = {}  # at which stage a session's frame did, until one passes it
         self._threads = [threading.Thread(target=self._own_device, name="engine", daemon=True)]
         self.state: State = "starting"
         self.progress = "starting"
@@ -136,6 +137,7 @@ class Engine:
         """Drop whatever a session has waiting or in flight."""
         with self._changed:
             self._scheduler.discard(session)
+            self._raised.pop(session, None)
 
     @property
     def capacity(self) -> int:
@@ -153,19 +155,21 @@ class Engine:
     def _own_device(self) -> None:
         try:
             runner = self._create_runner(self._report)
+            self._scheduler.learn(runner.costs)
+            self._prompts.negative = runner.reads_negative_prompts
+            self.description = runner.description
+            prompts = threading.Thread(
+                target=self._encode_prompts, args=(runner,), name="prompts", daemon=True
+            )
+            prompts.start()
         except BaseException as error:  # noqa: BLE001 - whatever it is, start() raises it
             self._call(self._end_start, error)
             return
-        self._scheduler.learn(runner.costs)
-        self._prompts.negative = runner.reads_negative_prompts
-        self.description = runner.description
-        prompts = threading.Thread(target=self._encode_prompts, args=(runner,), name="prompts", daemon=True)
         self._threads.append(prompts)
-        prompts.start()
         self._call(self._end_start, None)
         try:
             self._make_frames(runner)
-        except Exception as error:
+        except BaseException as error:  # SystemExit too, of which nothing would be heard
             log.exception("the engine ended")
             self._call(self._fail, f"{type(error).__name__}: {error}")
         finally:
@@ -177,7 +181,11 @@ class Engine:
         while (rows := self._following(flights)) is not None:
             self._busy_since = time.monotonic()
             self._publish([Taken(row.frame.session, row.frame.number) for row in rows if row.begins])
-            launched = self._launch(runner, rows, again=len(rows) == 1) if rows else []
+            launched = [
+                flight
+                for part in self._parts(rows)
+                for flight in self._launch(runner, part, again=len(part) == 1)
+            ]
             for flight in flights:
                 self._publish(self._collect(flight))
             flights = launched
@@ -210,6 +218,16 @@ class Engine:
                 self._changed.wait()
             return None
 
+    def _parts(self, rows: tuple[Row, ...]) -> list[tuple[Row, ...]]:
+        """What is launched as one batch: all rows, but each alone that is where its session's last frame
+        raised, or the others' batch would be launched in parts again for every frame that raises.
+        """
+        with self._changed:
+            apart = [row for row in rows if self._raised.get(row.frame.session) == row.stage]
+        parts: list[tuple[Row, ...]] = [(row,) for row in apart]
+        others = tuple(row for row in rows if row not in apart)
+        return [*parts, others] if others else parts
+
     def _launch(self, runner: Runner, rows: tuple[Row, ...], again: bool) -> list[Flight]:
         """Launch one step. When it raises, nothing was committed: halve the batch until the row that
         cannot be made is alone, so that it takes nobody along.
@@ -229,8 +247,7 @@ class Engine:
             reason = f"{type(error).__name__}: {error}"
         else:
             self._starving_since.pop("row", None)
-            with self._changed:
-                self._scheduler.advance(rows)
+            self._advance(rows)
             return [flight]
         if len(rows) > 1:
             half = len(rows) // 2
@@ -238,9 +255,18 @@ class Engine:
         if again:
             return self._launch(runner, rows, False)
         with self._changed:
-            self._scheduler.drop(rows[0])
+            if self._scheduler.drop(rows[0]) and reason != OUT_OF_MEMORY:
+                self._raised[rows[0].frame.session] = rows[0].stage
         self._publish([Failed(rows[0].frame, reason)])
         return []
+
+    def _advance(self, rows: tuple[Row, ...]) -> None:
+        """Note that these rows made their step."""
+        with self._changed:
+            self._scheduler.advance(rows)
+            for row in rows:
+                if self._raised.get(row.frame.session) == row.stage:
+                    del self._raised[row.frame.session]
 
     def _starve(self, what: str) -> None:
         """Note that not even one row, picture or prompt found memory; raise DeviceLostError if that has gone
@@ -252,12 +278,16 @@ class Engine:
 
     def _degrade(self, rows: int, reason: str) -> None:
         """Go on with smaller batches: never with larger ones than before, since the parts of a batch may
-        fail one after the other.
+        fail one after the other. None is smaller than one row, and why there was no memory even for that may
+        have passed when there are more.
         """
+        if rows == 1:
+            self._tell_degraded("out of memory even for one row", reason)
+            return
         with self._changed:
             self._scheduler.limit(min(rows // 2, self.capacity))
-        largest = f"with {rows} rows in a batch; from now on at most {self.capacity}"
-        self._tell_degraded(f"out of memory {largest if rows > 1 else 'even for one row'}", reason)
+        words = f"out of memory with {rows} rows in a batch; from now on at most {self.capacity}"
+        self._tell_degraded(words, reason)
 
     def _tell_degraded(self, words: str, reason: str) -> None:
         self.degraded = words
@@ -299,6 +329,9 @@ class Engine:
                 self._encode(runner, text)
         except DeviceLostError as error:
             self._call(self._fail, str(error))
+        except BaseException as error:
+            log.exception("no more prompts are embedded")
+            self._call(self._fail, f"{type(error).__name__}: {error}")
 
     def _encode(self, runner: Runner, text: str) -> None:
         self._encoding_since = time.monotonic()

@@ -7,7 +7,8 @@ recently served first; then, only into rows that cost nothing, the next frame of
 served counts as served when it came, so that newcomers, however many, overtake nobody.
 
 A batch that is not full takes as long as a full one. So where two smaller ticks are done before one padded
-tick would be, the first of them carries what fills it, and the others are first in the second.
+tick would be, the first of them carries what fills it, and the others are first in the second; unless one of
+them would find no place there for long, behind frames of many steps.
 
 Pure bookkeeping: no threads, no clock of its own, no torch. It does not know what a frame looks like.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from app.core.messages import SLOTS_PER_ROW, FrameIn, Row, SessionKey
 
 Embeddings = tuple[Any, ...]
+Candidate = tuple[FrameIn, Embeddings]
 
 FREE_COST = 1.25
 """A batch that takes at most so many times what the smallest takes counts as free."""
@@ -105,12 +107,14 @@ class Scheduler:
             if row.frame.session == session:
                 self.drop(row)
 
-    def drop(self, row: Row) -> None:
-        """Take a frame out of flight and free its slot; nothing happens if it left already."""
+    def drop(self, row: Row) -> bool:
+        """Take a frame out of flight and free its slot. Returns whether it was in flight."""
         current = self._in_flight.get(row.slot)
-        if current is not None and current.frame is row.frame:
+        flies = current is not None and current.frame is row.frame
+        if flies:
             del self._in_flight[row.slot]
             self._free_slots.append(row.slot)
+        return flies
 
     def withdraw(self, frame: FrameIn) -> bool:
         """Take back a frame that still waits. Returns whether it did."""
@@ -129,7 +133,10 @@ class Scheduler:
         carried = self._carried[wanted]
         if carried < len(rows):  # they run all the same, and others in what would be their padding
             carried = self.bucket(len(rows))
-        rows += self._admit(idle, room=min(carried, wanted) - len(rows))
+        room = min(carried, wanted) - len(rows)
+        if _too_long(rows, idle[:room], idle[room : wanted - len(rows)]):
+            room = wanted - len(rows)
+        rows += self._admit(idle, room)
         if self._stream_batch and 0 < wanted <= len(rows):
             again = [
                 (frame, texts)
@@ -153,13 +160,13 @@ class Scheduler:
                 del self._in_flight[row.slot]  # to the end of the turn
                 self._in_flight[row.slot] = row.advanced()
 
-    def _ready(self) -> list[tuple[FrameIn, Embeddings]]:
+    def _ready(self) -> list[Candidate]:
         """The waiting frames whose embeddings are there, least recently served session first."""
         found = [(frame, self._embeddings(frame)) for frame in self._waiting.values()]
         ready = [(frame, texts) for frame, texts in found if texts is not None]
         return sorted(ready, key=lambda entry: self._last_served[entry[0].session])
 
-    def _admit(self, candidates: list[tuple[FrameIn, Embeddings]], room: int) -> list[Row]:
+    def _admit(self, candidates: list[Candidate], room: int) -> list[Row]:
         """Give slots to the first candidates while there is room."""
         admitted = []
         for frame, embeddings in candidates[: max(0, room)]:
@@ -170,6 +177,18 @@ class Scheduler:
             self._admissions += 1
             admitted.append(row)
         return admitted
+
+
+def _too_long(rows: list[Row], first: list[Candidate], later: list[Candidate]) -> bool:
+    """Whether one of the later frames would wait for the end of a row more than twice as long as it takes."""
+    ends = sorted(
+        [
+            *(len(row.frame.plan.timesteps) - row.stage for row in rows),
+            *(len(frame.plan.timesteps) for frame, _ in first),
+        ]
+    )
+    steps = (len(frame.plan.timesteps) for frame, _ in later)
+    return any(end > 2 * own for end, own in zip(ends, steps, strict=False))
 
 
 def _carried(buckets: Sequence[int], costs: Mapping[int, float]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from app.config.schema import LoraSettings, ModelSettings, PipelineSettings
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TRAIN_STEPS = 1000  # of every Stable Diffusion 1.x and 2.x; the grid of time steps is made for it
 TAESD = "madebyollin/taesd"
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # as diffusers saves a LoRA
 
 Report = Callable[[str], None]
 
@@ -156,21 +159,59 @@ def _load_tiny_vae(model: ModelSettings, dtype: torch.dtype) -> Any:
 
 def _fuse(pipeline: Any, lora: LoraSettings, local_files_only: bool, hint: str) -> None:
     """Add a LoRA to the weights, so that it costs nothing at run time."""
-    path = Path(lora.id)
     with _failing(f"the LoRA {lora.id!r} cannot be fused; {hint}"):
-        where = {"weight_name": path.name} if path.is_file() else {}
-        source = str(path.parent) if path.is_file() else lora.id
-        if not path.exists():
-            # Not by diffusers, which asks the Hub for the file's name even where all is in the cache.
-            source = snapshot_download(
-                lora.id,
-                allow_patterns=["*.safetensors", "*.bin"],
-                ignore_patterns="*/*",
-                local_files_only=local_files_only,
-            )
-        pipeline.load_lora_weights(source, local_files_only=local_files_only, **where)
+        file = _lora_file(lora.id, local_files_only)
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
+
+
+def _lora_file(lora_id: str, local_files_only: bool) -> Path:
+    """The file that a LoRA's id means; of a repository on the Hub nothing else is fetched.
+
+    Not by diffusers, which asks the Hub for the file's name even where all is in the cache, and takes any of
+    several.
+
+    Raises:
+        ModelLoadError: if the id leaves open which file.
+        OSError: if there is no such file, or it cannot be fetched.
+    """
+    path = Path(lora_id)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path / _choose_weights(lora_id, [child.name for child in path.iterdir()])
+    if path.parent.is_dir() and len(path.parts) > 2:
+        raise FileNotFoundError("there is no such file")
+    parts = lora_id.split("/")
+    repository, file = "/".join(parts[:2]), "/".join(parts[2:])
+    fetch = partial(hf_hub_download, repository, local_files_only=local_files_only)
+    if file:
+        return Path(fetch(file))
+    try:
+        return Path(fetch(LORA_WEIGHTS))
+    except LocalEntryNotFoundError:  # the Hub is not to be asked, or out of reach
+        cached = snapshot_download(repository, allow_patterns=LORA_WEIGHTS, local_files_only=local_files_only)
+        names = [child.name for child in Path(cached).iterdir()]
+    except EntryNotFoundError:
+        names = list_repo_files(repository)
+    return Path(fetch(_choose_weights(lora_id, names)))
+
+
+def _choose_weights(lora_id: str, names: list[str]) -> str:
+    """Which of these files holds a LoRA's weights: the one that diffusers calls so, or the only one."""
+    for ending in (".safetensors", ".bin"):
+        found = sorted(name for name in names if name.endswith(ending) and "/" not in name)
+        if LORA_WEIGHTS in found:
+            return LORA_WEIGHTS
+        if len(found) > 1:
+            raise ModelLoadError(
+                f"the LoRA {lora_id!r} holds several files of weights: {', '.join(found)}; "
+                f"name one, as '{lora_id}/{found[0]}'"
+            )
+        if found:
+            return found[0]
+    raise ModelLoadError(f"the LoRA {lora_id!r} holds no weights")
 
 
 def _quieten_libraries() -> None:
@@ -185,9 +226,11 @@ def _failing(what: str) -> Iterator[None]:
     """Whatever the libraries raise for files that are missing, broken or made for something else."""
     try:
         yield
+    except ModelLoadError:
+        raise  # it says what and why
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = " ".join(lines[:2]) or type(error).__name__  # of the Hub's errors the second line says what
         raise ModelLoadError(f"{what}: {reason}") from error
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from app.core.engine import Engine
 from app.core.messages import Done, Event, Failed, FrameIn, OutOfMemoryError, Row, SessionKey, Taken, Ticked
+from app.utils.logger import RepeatsCounted
 from tests.core.fakes import PATIENCE, PlayedBatch, PlayedRunner, frame
 
 BUCKETS = (1, 2, 4, 8)
@@ -359,10 +362,96 @@ async def test_a_row_that_raises_takes_nobody_along() -> None:
         assert it.engine.state == "ready"
         assert it.engine.degraded is None
         assert it.engine.capacity == BUCKETS[-1]
-        # Its slot is free again, for all the rows there are.
-        await it.together(*(frame(user, 2, prompt="x") for user in "abcdefgh"))
-        await it.ended(17)
-        assert it.runner.launched[-1] == 8
+        # Its slot is free again, for all the rows there are; at first it is launched apart.
+        for number, sizes in ((2, [1, 7]), (3, [8])):
+            await it.together(*(frame(user, number, prompt="x") for user in "abcdefgh"))
+            await it.ended(9 * number - 1)
+            assert it.runner.launched[-len(sizes) :] == sizes
+
+
+async def test_a_row_that_raises_in_every_frame_is_logged_as_one_error() -> None:
+    """Alone, with others and when it is tried again."""
+    stream = io.StringIO()
+    handler = RepeatsCounted(logging.StreamHandler(stream), clock=lambda: 0.0)
+    log = logging.getLogger("app.core.engine")
+    log.addHandler(handler)
+    try:
+        async with running() as it:
+            for number in range(5):
+                it.submit(frame("a", number, prompt="crash"))
+                await it.ended(number + 1)
+            await it.together(*(frame(user, 9, prompt="crash") for user in "abcde"))
+            await it.ended(11)
+            assert len(it.of(Failed)) == 10
+            assert stream.getvalue().count("Traceback") == 1
+            it.submit(frame("a", 10, prompt="torn"))
+            await it.ended(12)
+    finally:
+        log.removeHandler(handler)
+    assert stream.getvalue().count("Traceback") == 2
+
+
+async def test_who_raises_in_every_frame_costs_the_others_one_batch_in_parts() -> None:
+    """After that the row is launched apart, until one passes where it raised."""
+    async with running() as it:
+        for number in (1, 2):
+            crowd = (frame(user, number, prompt="crash" if user == "e" else "x") for user in "abcdefgh")
+            await it.together(*crowd)
+            await it.ended(9 * number)
+        parts, whole = it.runner.launched[1:8], it.runner.launched[9:]
+        assert parts == [8, 4, 4, 2, 1, 1, 2]
+        assert whole == [1, 1, 7]
+        assert it.users(Failed) == ["e", "e"]
+        for number in (3, 4):
+            await it.together(*(frame(user, number, prompt="x", steps=2) for user in "abcdefgh"))
+            await it.ended(9 * number)
+        assert it.runner.launched[13:] == [1, 7, 8, 1, 8, 8]
+
+
+async def test_who_raises_late_is_launched_apart_only_then() -> None:
+    async with running() as it:
+        launch = it.runner.launch
+
+        def late(rows: tuple[Row, ...]) -> PlayedBatch:
+            if any(row.frame.plan.prompt == "late" and row.stage == 2 for row in rows):
+                it.runner.note("raise", rows)
+                raise RuntimeError("at the end")
+            return launch(rows)
+
+        it.runner.launch = late  # type: ignore[method-assign]
+        for number in (1, 2):
+            it.runner.log.clear()
+            crowd = (frame(user, number, prompt="late" if user == "b" else "x", steps=3) for user in "abc")
+            await it.together(*crowd)
+            await it.ended(4 * number)
+        assert [line for line in it.runner.log if line.startswith(("launch", "raise"))] == [
+            "launch holder1",
+            "launch a1 b1 c1",
+            "launch a2 b2 c2",
+            "raise b3",
+            "raise b3",
+            "launch a3 c3",
+        ]
+
+
+async def test_nothing_is_kept_of_who_raised_and_left() -> None:
+    async with running() as it:
+        it.submit(frame("a", 1, prompt="crash"))
+        await it.ended(1)
+        assert it.engine._raised == {SessionKey("a", 1): 0}
+        it.engine.discard(SessionKey("a", 1))
+        assert not it.engine._raised
+        # Or who leaves while the row is launched that raises.
+        launch = it.runner.launch
+
+        def leave(rows: tuple[Row, ...]) -> PlayedBatch:
+            it.engine.discard(rows[0].frame.session)
+            return launch(rows)
+
+        it.runner.launch = leave  # type: ignore[method-assign]
+        it.submit(frame("b", 1, prompt="crash"))
+        await it.ended(2)
+        assert not it.engine._raised
 
 
 async def test_a_row_that_raises_once_is_made() -> None:
@@ -432,9 +521,10 @@ async def test_a_row_too_large_for_the_memory_fails_alone() -> None:
         assert it.of(Failed)[0].reason == "the device is out of memory"
         assert it.engine.degraded is not None
         it.runner.memory = 9
-        it.submit(frame("b"))
-        await it.ended(2)
-        assert it.users(Done) == ["b"]
+        await it.together(*(frame(user, 2) for user in "abcdefgh"))
+        await it.ended(10)
+        assert len(it.users(Done)) == 9
+        assert it.runner.launched[-1] == 8, "it says nothing of larger batches"
 
 
 async def test_no_memory_for_any_row_for_long_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,6 +626,21 @@ async def test_a_device_lost_while_a_prompt_is_embedded_ends_the_engine() -> Non
         assert it.engine.failure == "the device fell off the bus"
 
 
+@pytest.mark.parametrize("place", ["launch", "encode"])
+async def test_whatever_ends_a_thread_ends_the_engine(place: str) -> None:
+    """A pipeline may call `sys.exit`, which ends a thread without a word."""
+
+    def leave(_: object) -> NoReturn:
+        raise SystemExit(3)
+
+    async with running() as it:
+        setattr(it.runner, place, leave)
+        it.submit(frame("a"))
+        await it.until(lambda: bool(it.failures))
+        assert it.failures == ["SystemExit: 3"]
+        assert it.engine.state == "failed"
+
+
 async def test_without_a_watchdog_a_tick_may_take_long() -> None:
     async with running(watchdog_timeout=None) as it:
         it.runner.forward.close()
@@ -632,6 +737,23 @@ async def test_what_the_runner_raises_at_the_start_is_raised() -> None:
     await engine.stop()
     assert engine.state == "failed"
     assert not any(thread.is_alive() for thread in engine._threads)
+
+
+async def test_a_start_that_fails_behind_the_runner_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container allows no more threads."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "prompts":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    engine = Engine(lambda _report: PlayedRunner(), buckets=BUCKETS, stream_batch=False)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await asyncio.wait_for(engine.start(lambda _events: None), 5)
+    assert (engine.state, engine.failure) == ("failed", "can't start new thread")
+    await engine.stop()
 
 
 async def test_it_may_be_stopped_while_it_starts() -> None:

@@ -329,6 +329,25 @@ def test_what_rows_in_flight_leave_of_their_batch_is_filled() -> None:
     assert users(tick(scheduler)) == "cdefgh", "five of them take a batch of eight in any case"
 
 
+def test_who_would_wait_long_for_a_place_is_carried_whatever_the_padding() -> None:
+    """Two ticks are done before one with padding only if the second has a place."""
+    scheduler = create(*H100)
+    scheduler.learn(H100)
+    for user in "abcd":
+        scheduler.offer(frame(user, steps=8))
+    tick(scheduler)
+    scheduler.offer(frame("e", 1))
+    assert users(tick(scheduler)) == "abcde"
+    scheduler.offer(frame("e", 2, steps=3))
+    assert [users(tick(scheduler)) for _ in range(7)] == ["abcd"] * 6 + ["e"], "six ticks for three steps"
+    tick(scheduler)
+    for user in "abcd":
+        scheduler.offer(frame(user, 2, steps=8))
+    tick(scheduler)
+    scheduler.offer(frame("f", steps=3))
+    assert users(tick(scheduler)) == "abcdf", "it would be seven"
+
+
 def test_of_unknown_costs_nothing_is_assumed() -> None:
     scheduler = create(1, 8, stream_batch=True)
     scheduler.learn({})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -124,7 +127,7 @@ def test_the_lcm_lora_is_left_out_of_a_distilled_model(folder: Path) -> None:
 
 
 def test_loras_count_by_their_scale(folder: Path, tmp_path: Path) -> None:
-    file = save_lora(tmp_path) / "pytorch_lora_weights.safetensors"
+    file = save_lora(tmp_path) / WEIGHTS
 
     def shift(scale: float) -> torch.Tensor:
         model = load_folder(folder, loras=(LoraSettings(id=str(file), scale=scale),))
@@ -150,6 +153,123 @@ def test_a_lora_of_the_hub_is_found_in_the_cache(
     save_lora(cached / "snapshots/0123abcd")
     model = load_folder(folder, loras=(LoraSettings(id="some/lora"),), local_files_only=local_files_only)
     assert not torch.allclose(predict(model), predict(load_folder(folder)))
+
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+class NotOnHubError(EntryNotFoundError, OSError):
+    """As the client's own, which wants a response."""
+
+
+class Hub:
+    """A repository on the Hub and what of it was fetched; ``reached`` says whether the Hub answers."""
+
+    def __init__(self, cache: Path, *files: str, reached: bool = True) -> None:
+        self.files = files
+        self.reached = reached
+        self.fetched: list[str] = []
+        self.lora = save_lora(cache / "lora") / WEIGHTS
+        self._cache = cache / "snapshot"
+        self._cache.mkdir()
+
+    def keep(self, name: str) -> str:
+        """Put a file into the cache."""
+        target = self._cache / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(self.lora, target)
+        return str(target)
+
+    def download(self, repository: str, name: str, local_files_only: bool) -> str:
+        assert repository == "some/lora"
+        if not self.reached or local_files_only:
+            if not (self._cache / name).exists():
+                raise LocalEntryNotFoundError("not in the cache")
+            return str(self._cache / name)
+        if name not in self.files:
+            raise NotOnHubError(f"404 Client Error.\n\nEntry Not Found for url: {name}.")
+        self.fetched.append(name)
+        return self.keep(name)
+
+    def snapshot(self, repository: str, allow_patterns: str, local_files_only: bool) -> str:
+        assert (repository, allow_patterns) == ("some/lora", WEIGHTS)
+        assert local_files_only or not self.reached
+        return str(self._cache)
+
+    def list(self, repository: str) -> list[str]:
+        assert repository == "some/lora"
+        assert self.reached
+        return list(self.files)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+    def create(*files: str, reached: bool = True) -> Hub:
+        hub = Hub(tmp_path, *files, reached=reached)
+        monkeypatch.setattr("app.models.loader.hf_hub_download", hub.download)
+        monkeypatch.setattr("app.models.loader.snapshot_download", hub.snapshot)
+        monkeypatch.setattr("app.models.loader.list_repo_files", hub.list)
+        return hub
+
+    return create
+
+
+@pytest.mark.parametrize(
+    ("lora", "files", "expected"),
+    [
+        ("some/lora", ["a.safetensors", WEIGHTS], WEIGHTS),
+        ("some/lora", ["README.md", "a.safetensors", "a.bin", "old/b.safetensors"], "a.safetensors"),
+        ("some/lora", ["README.md", "a.bin"], "a.bin"),
+        ("some/lora/b.safetensors", ["a.safetensors", "b.safetensors"], "b.safetensors"),
+        ("some/lora/old/b.safetensors", ["a.safetensors", "old/b.safetensors"], "old/b.safetensors"),
+    ],
+)
+def test_of_a_lora_of_the_hub_only_what_is_fused_is_fetched(
+    folder: Path, hub: Callable[..., Hub], lora: str, files: list[str], expected: str
+) -> None:
+    it = hub(*files)
+    if expected.endswith(".bin"):
+        it.lora = it.lora.with_suffix(".bin")
+        torch.save(load_file(it.lora.with_suffix(".safetensors")), it.lora)
+    model = load_folder(folder, loras=(LoraSettings(id=lora),))
+    assert it.fetched == [expected]
+    assert not torch.allclose(predict(model), predict(load_folder(folder)))
+
+
+def test_a_lora_of_several_files_is_refused_with_their_names(
+    folder: Path, tmp_path: Path, hub: Callable[..., Hub]
+) -> None:
+    it = hub("README.md", "b.safetensors", "a.safetensors")
+    words = refusal(folder, loras=(LoraSettings(id="some/lora"),))
+    assert words == (
+        "the LoRA 'some/lora' holds several files of weights: a.safetensors, b.safetensors; "
+        "name one, as 'some/lora/a.safetensors'"
+    )
+    assert not it.fetched
+    for name in ("a.safetensors", "b.safetensors"):
+        it.keep(name)
+    local = str(tmp_path / "snapshot")
+    assert f"name one, as '{local}/a.safetensors'" in refusal(folder, loras=(LoraSettings(id=local),))
+
+
+def test_a_lora_without_weights_is_refused(folder: Path, tmp_path: Path, hub: Callable[..., Hub]) -> None:
+    hub("README.md", "old/b.safetensors")
+    assert "'some/lora' holds no weights" in refusal(folder, loras=(LoraSettings(id="some/lora"),))
+    words = refusal(folder, loras=(LoraSettings(id="some/lora/c.safetensors"),))
+    assert words.endswith("404 Client Error. Entry Not Found for url: c.safetensors.")
+    words = refusal(folder, loras=(LoraSettings(id=f"{tmp_path}/none.safetensors"),))
+    assert words.endswith("there is no such file")
+
+
+@pytest.mark.parametrize(("reached", "local_files_only"), [(True, True), (False, False)])
+def test_without_the_hub_a_lora_is_what_is_in_the_cache(
+    folder: Path, hub: Callable[..., Hub], reached: bool, local_files_only: bool
+) -> None:
+    it = hub("a.safetensors", "b.safetensors", reached=reached)
+    it.keep("b.safetensors")
+    model = load_folder(folder, loras=(LoraSettings(id="some/lora"),), local_files_only=local_files_only)
+    assert not torch.allclose(predict(model), predict(load_folder(folder)))
+    assert not it.fetched
 
 
 def test_a_tiny_vae_takes_the_place_of_the_full_one(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import logging.config
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -64,6 +64,127 @@ def test_console_is_readable_and_without_colours_in_a_file() -> None:
     assert "slow" in text
     assert "seconds=3" in text
     assert "\x1b" not in text
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fail(frame: int) -> None:
+    raise ValueError(f"frame {frame} cannot be made")
+
+
+def fail_otherwise(frame: int) -> None:
+    raise ValueError(f"frame {frame} cannot be made")
+
+
+def log_failure(frame: int, failing: Callable[[int], None] = fail) -> None:
+    try:
+        failing(frame)
+    except ValueError as error:
+        logging.getLogger("app.some").warning("a batch of %d rows raised", frame, exc_info=error)
+
+
+def test_an_error_of_every_frame_is_shown_once_and_then_counted() -> None:
+    stream, clock = io.StringIO(), Clock()
+    configure_logging("info", "json", stream, clock)
+    for frame in range(2000):  # two minutes and five seconds
+        log_failure(frame)
+        clock.now += 1 / 16
+    first, *counts = lines(stream)
+    assert "frame 0 cannot be made" in first["exception"]
+    assert [line["event"] for line in counts] == [
+        "a batch of 0 rows raised, and 959 times more in 60 s",
+        "a batch of 0 rows raised, and 960 times more in 60 s",
+    ]
+    assert {line["level"] for line in counts} == {"warning"}
+    assert not any("exception" in line for line in counts)
+
+
+def test_another_kind_of_error_is_shown_at_once() -> None:
+    """Other lines raised it, or something else caused it."""
+
+    def fail_by(cause: Callable[[int], None]) -> Callable[[int], None]:
+        def failing(frame: int) -> None:
+            try:
+                cause(frame)
+            except ValueError as error:
+                raise ValueError("it failed below") from error
+
+        return failing
+
+    stream = io.StringIO()
+    configure_logging("info", "json", stream, Clock())
+    for frame in range(10):
+        for failing in (fail, fail_otherwise, fail_by(fail), fail_by(fail_otherwise)):
+            log_failure(frame, failing)
+    assert len(lines(stream)) == 4
+
+
+def test_an_error_that_comes_back_is_shown_again() -> None:
+    """After a minute without it; and what was not told of before is counted, whatever is logged next."""
+    stream, clock = io.StringIO(), Clock()
+    configure_logging("info", "json", stream, clock)
+    for frame in range(3):
+        log_failure(frame)
+    clock.now += 100
+    logging.getLogger("app.some").info("hello")
+    log_failure(3)
+    events = [(line["event"], "exception" in line) for line in lines(stream)]
+    assert events == [
+        ("a batch of 0 rows raised", True),
+        ("a batch of 0 rows raised, and 2 times more in 100 s", False),
+        ("hello", False),
+        ("a batch of 3 rows raised", True),
+    ]
+
+
+def test_rare_errors_are_all_shown() -> None:
+    stream, clock = io.StringIO(), Clock()
+    configure_logging("info", "json", stream, clock)
+    for frame in range(3):
+        log_failure(frame)
+        clock.now += 61
+    assert ["exception" in line for line in lines(stream)] == [True] * 3
+
+
+def test_what_is_no_error_may_repeat_itself() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream, Clock())
+    for _ in range(3):
+        logging.getLogger("app.some").warning("slow")
+    assert len(lines(stream)) == 3
+
+
+def test_what_else_is_said_of_an_error_is_shown() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream, Clock())
+    error = ValueError("no")
+    for _ in range(3):
+        logging.getLogger("app.some").warning("once more", exc_info=error)
+        logging.getLogger("app.some").critical("it ends", exc_info=error)
+    assert [line["event"] for line in lines(stream)] == ["once more", "it ends"]
+
+
+def test_a_mistake_of_who_logs_an_error_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as the standard library's handlers do."""
+    monkeypatch.setattr("sys.stderr", told := io.StringIO())
+    configure_logging("info", "json", io.StringIO(), Clock())
+    logging.getLogger("app.some").warning("%d rows raised", "many", exc_info=ValueError("no"))
+    assert "--- Logging error ---" in told.getvalue()
+
+
+def test_an_error_that_causes_itself_is_shown() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream, Clock())
+    error = ValueError("of itself")
+    error.__cause__ = error
+    logging.getLogger("app.some").error("it broke", exc_info=error)
+    assert len(lines(stream)) == 1
 
 
 def test_level_is_held() -> None:
