@@ -14,6 +14,8 @@ REPAINTED = 519
 """Further steps are learned from sources up to this time step. Their results are then looked at below the
 default strength's alone, where a model must take nothing for finished: warm photographs are no sunsets.
 """
+FULL = 500
+"""Sources below this time step, the default strength's, are repainted in part."""
 
 
 @dataclass
@@ -103,9 +105,9 @@ def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, gri
     i = torch.randint(pool.scenes, pool.size, (rest,), device=device)
     ti = grid[_times(rest, settings.near, device)]
     source, target = pool.source[i].float(), pool.target[i].float()
-    # Below half strength the result moves from the source to the repainted picture.
-    move = (ti.float() / 420).clamp(0, 1).view(-1, 1, 1, 1)
-    move = move * move * (3 - 2 * move)
+    # Up to the default strength the result moves from the source to the repainted picture. What a source
+    # asks for then differs from what is left to do in a further step of the same time.
+    move = ((ti + 1) / FULL).clamp(max=1).view(-1, 1, 1, 1)
     target = source + (target - source) * move
     drawn = pool.drawn[i].float()
     pixels = as_bytes((drawn + (pool.pixels[i].float() - drawn) * move) / 255)

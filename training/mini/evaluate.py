@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from skimage import data
+from skimage import data, measure
 from torch import Tensor
 from torch.nn import functional
 
@@ -140,7 +140,7 @@ def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
     inner = picture[0][:, mask].median(1).values.view(1, 3, 1, 1)
     # The background has shades of its own: the shape is what is nearer to its colour than to the border's.
     away = [(picture - c.view(1, 3, 1, 1)).abs().sum((0, 1)) for c in (inner, border)]
-    mask = away[0] < away[1]
+    mask = _largest_part(away[0] < away[1])
     # Compare hue and brightness apart from the light falling on the shape.
     distance = (table - inner).square().sum((1, 2, 3))
     right_colour = names[int(distance.argmin())] == colour
@@ -149,6 +149,13 @@ def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
         template = draw_scene(torch.zeros(1, 4, 64, 64), Scene(candidate, colour="black", background="white"))
         overlaps.append(_overlap(_fit(mask), _fit(luma(template)[0, 0] < 0.5)))
     return right_colour, SHAPES[int(np.argmax(overlaps))] == shape
+
+
+def _largest_part(mask: Tensor) -> Tensor:
+    """The largest connected part of a mask: a corner's shade is no part of a shape."""
+    label: Any = measure.label  # comes without types
+    parts: Tensor = torch.from_numpy(label(mask.numpy()))
+    return parts == parts[mask].bincount().argmax()
 
 
 def _fit(mask: Tensor) -> Tensor:

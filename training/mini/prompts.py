@@ -55,8 +55,6 @@ KIND_WORDS: dict[str, tuple[str, ...]] = {
         "meadow",
         "countryside",
         "grass",
-        "flowers",
-        "garden",
         "landscape",
         "farm",
     ),
@@ -96,6 +94,10 @@ LIGHT_WORDS: dict[str, tuple[str, ...]] = {
     "sun": ("with the sun", "sun", "sunshine", "bright sun", "sunny"),
     "moon": ("with the moon", "moon", "full moon", "moonlight"),
 }
+FLOWER_WORDS = (
+    "flowers", "a garden", "garden", "a meadow with flowers", "a field of flowers", "green hills, flowers",
+)  # fmt: skip
+"""A meadow in spring."""
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "ball", "disc", "dot"),
     "square": ("square", "box", "cube"),
@@ -184,10 +186,13 @@ def _scene_words(scene: Scene, rng: random.Random) -> str:
             )
         return shape
     kind = rng.choice(KIND_WORDS[scene.kind])
+    season = rng.choice(SEASON_WORDS[scene.season])
+    if scene.kind == "meadow" and scene.season == "spring" and rng.random() < 0.7:
+        kind, season = rng.choice(FLOWER_WORDS), rng.choice((season, ""))
     rest = [
         rng.choice(TIME_WORDS[scene.time]),
         rng.choice(WEATHER_WORDS[scene.weather]),
-        rng.choice(SEASON_WORDS[scene.season]),
+        season,
         rng.choice(LIGHT_WORDS[scene.light]),
     ]
     rest = [part for part in rest if part]
@@ -222,8 +227,9 @@ def phrase(request: Request, rng: random.Random) -> str:
         return words
     if not words:
         return drawn
+    article = "an" if drawn[0] in "aeiou" else "a"
     return rng.choice(
-        (f"{drawn} of {words}", f"{words}, {drawn}", f"{drawn} {words}", f"a {drawn} of {words}")
+        (f"{drawn} of {words}", f"{words}, {drawn}", f"{drawn} {words}", f"{article} {drawn} of {words}")
     )
 
 
@@ -266,8 +272,8 @@ def _one_thing(kind: str, rng: random.Random) -> dict[str, str]:
 
 
 def scene_request(rng: random.Random) -> Request:
-    """A request for video mode: a landscape or a shape, sometimes in a style."""
-    style = _any_style(rng) if rng.random() < 0.3 else None
+    """A request for video mode: a landscape or a shape, often in a style."""
+    style = _any_style(rng) if rng.random() < 0.4 else None
     mood = rng.choice(("vintage", "noir", "dream", "underwater")) if rng.random() < 0.04 else None
     draw = rng.random()
     if draw < 0.05:
@@ -275,8 +281,10 @@ def scene_request(rng: random.Random) -> Request:
     if draw < 0.28:
         request = Request(Scene(rng.choice(SHAPES)), style if rng.random() < 0.4 else None)
         return recoloured(request, rng)
+    if rng.random() < 0.06:
+        return Request(Scene("meadow", season="spring"), style, mood)  # flowers
     kind = rng.choice([*KIND_WORDS, *SLOW_KINDS])
-    if kind == "space" or rng.random() < 0.2:  # a kind and no more is what people type first
+    if kind == "space" or rng.random() < (0.2 if style is None else 0.4):  # what people type first
         return Request(Scene(kind), style, mood)
     if rng.random() < 0.25:  # and then one thing more, which may be a word of image mode, too: "in autumn"
         return Request(replace(Scene(kind), **_one_thing(kind, rng)), style, mood)

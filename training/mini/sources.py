@@ -259,7 +259,7 @@ def portrait(batch: int, height: int, width: int, device: torch.device) -> Tenso
 
 
 def photograph(x: Tensor) -> Tensor:
-    """Give a drawn picture the light, colour cast, softness, grain and vignette of a camera.
+    """Give a drawn picture the light, colour cast, sharpness, grain and vignette of a camera.
 
     Some become grey and some nearly of one colour, so that neither looks like a style applied already.
     """
@@ -270,15 +270,14 @@ def photograph(x: Tensor) -> Tensor:
     shadow = torch.exp(0.22 * fractal_noise(b, 1, h, w, device, 0.35) * torch.rand(b, 1, 1, 1, device=device))
     y = x * light * shadow
     y = y * torch.exp(0.12 * torch.randn(b, 3, 1, 1, device=device))
-    y = lerp(luma(y).expand_as(y), y, _uniform(b, 0.5, 1.15, device))
+    y = lerp(luma(y).expand_as(y), y, _uniform(b, 0.5, 1.4, device))
     kind, weight = torch.rand(2, b, 1, 1, 1, device=device)
     tint = 0.25 + 1.5 * torch.rand(b, 3, 1, 1, device=device)
     amount = torch.where(kind < 0.1, 1.0, torch.where(kind < 0.35, 0.85 * weight, 0.0))
     y = lerp(y, luma(y) * torch.where(kind < 0.1, torch.ones_like(tint), tint), amount)
     y = y.clamp(0.002, 1) ** torch.exp(_uniform(b, -0.45, 0.45, device))
-    y = (y - 0.5) * _uniform(b, 0.7, 1.25, device) + 0.5 + _uniform(b, -0.1, 0.1, device)
-    softened = blur(y, 1.1)
-    y = lerp(y, softened, torch.rand(b, 1, 1, 1, device=device) ** 2)
+    y = (y - 0.5) * _uniform(b, 0.7, 1.5, device) + 0.5 + _uniform(b, -0.1, 0.1, device)
+    y = lerp(y, blur(y, 1.1), _uniform(b, -2.0, 0.8, device))  # from sharpened to out of focus
     y = y + torch.randn_like(y) * (0.025 * torch.rand(b, 1, 1, 1, device=device) ** 2)
     return (y * (1 - _uniform(b, 0, 0.9, device) * (xs**2 + ys**2) * 0.6)).clamp(0, 1)
 
