@@ -48,7 +48,7 @@ def main() -> None:
         ticks = sorted({int(c) for v in found["variants"].values() for c in v.get("streams", {})})
         axes.set_xticks(ticks, [str(count) for count in ticks])
         axes.grid(alpha=0.25)
-    rate.legend(frameon=False, fontsize=7)
+    rate.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.06))
     figure.suptitle(f"{found['machine']['gpu']}: SD-Turbo's architecture, 512×512, img2img, one step")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, metadata={"Date": None})
