@@ -42,7 +42,7 @@ PROMPT = "a portrait of a cat, oil on canvas"
 # -- peers --------------------------------------------------------------------------------------------
 
 
-def measure_peer(kind: str, flavour: bool, steps: tuple[int, ...], seconds: float) -> Figures:
+def measure_peer(kind: str, flavour: str, steps: tuple[int, ...], seconds: float) -> Figures:
     """One peer: one stream in every mode, and many streams one after the other."""
     device = torch.device("cuda")
     model = sd_turbo.model(device, torch.float16)
@@ -61,9 +61,9 @@ def measure_peer(kind: str, flavour: bool, steps: tuple[int, ...], seconds: floa
     return found
 
 
-def _peer(kind: str, flavour: bool, model: Any, prompt: str, mode: str, steps: int) -> peers.Peer:
+def _peer(kind: str, flavour: str, model: Any, prompt: str, mode: str, steps: int) -> peers.Peer:
     if kind == "original":
-        return peers.Original(model, prompt, mode, steps, xformers=flavour)
+        return peers.Original(model, prompt, mode, steps, xformers=flavour == "xformers")
     return peers.Diffusers(model, prompt, mode, steps, compiled=flavour)
 
 
@@ -270,10 +270,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = arguments.seconds
     variants: dict[str, tuple[Any, ...]] = {
-        "original": (measure_peer, "original", False, STEPS, seconds),
-        "original, xformers": (measure_peer, "original", True, STEPS, seconds),
-        "diffusers": (measure_peer, "diffusers", False, STEPS, seconds),
-        "diffusers, max-autotune": (measure_peer, "diffusers", True, STEPS, seconds),
+        "original": (measure_peer, "original", "", STEPS, seconds),
+        "original, xformers": (measure_peer, "original", "xformers", STEPS, seconds),
+        "diffusers": (measure_peer, "diffusers", "", STEPS, seconds),
+        "diffusers, reduce-overhead": (measure_peer, "diffusers", "reduce-overhead", STEPS, seconds),
+        "diffusers, max-autotune": (measure_peer, "diffusers", "max-autotune", STEPS, seconds),
         "none": (measure_ours, "none", False, STEPS, (), seconds),
         "xformers": (measure_ours, "xformers", False, STEPS, (), seconds),
         "compile": (measure_ours, "compile", False, STEPS, (), seconds),

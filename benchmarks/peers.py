@@ -80,16 +80,18 @@ class Original(Peer):
 
 
 class Diffusers(Peer):
-    """The pipeline of diffusers with TAESD, its prompt embedded once; compiled on demand, CUDA graphs too."""
+    """The pipeline of diffusers with TAESD, its prompt embedded once; compiled where a mode of
+    `torch.compile` is named. "reduce-overhead" records CUDA graphs, "max-autotune" chooses kernels, too.
+    """
 
-    def __init__(self, model: Model, prompt: str, mode: str, steps: int, *, compiled: bool) -> None:
+    def __init__(self, model: Model, prompt: str, mode: str, steps: int, *, compiled: str) -> None:
         self._mode, self._steps = mode, steps
         cls = StableDiffusionImg2ImgPipeline if mode == "image" else StableDiffusionPipeline
         self._pipe = sd_turbo.pipeline(model, cls)
         self._pipe.set_progress_bar_config(disable=True)
         self._embeddings = model.embed(prompt).to(model.device)
         if compiled:
-            compile_parts(model)
+            compile_parts(model, compiled)
 
     def frame(self, image: Image | None) -> Image:
         made = self._call(None if image is None else PillowImage.fromarray(image), "np")
@@ -116,14 +118,13 @@ class Diffusers(Peer):
         ).images
 
 
-def compile_parts(model: Model) -> None:
-    """As the diffusers documentation advises: channels last, ``max-autotune``, the whole graph. In place;
-    a model that is compiled already stays as it is.
+def compile_parts(model: Model, mode: str) -> None:
+    """As the diffusers documentation advises: channels last, the whole graph. In place; a model that is
+    compiled already stays as it is.
     """
     if "forward" in vars(model.unet):
         return
     for part in (model.unet, model.vae):
         part.to(memory_format=torch.channels_last)
-    model.unet.forward = torch.compile(model.unet.forward, mode="max-autotune", fullgraph=True)
-    model.vae.encoder.forward = torch.compile(model.vae.encoder.forward, mode="max-autotune", fullgraph=True)
-    model.vae.decoder.forward = torch.compile(model.vae.decoder.forward, mode="max-autotune", fullgraph=True)
+    for part in (model.unet, model.vae.encoder, model.vae.decoder):
+        part.forward = torch.compile(part.forward, mode=mode, fullgraph=True)
