@@ -19,6 +19,7 @@ case "$*" in
 *"-m pip"*) echo "${*#-m pip --disable-pip-version-check }" >>pip.log ;;
 *urlopen*) test -e reachable ;;
 "-m app.main") env ;;
+"-m app.main "*) echo "$*"; exit 2 ;;
 esac
 """
 
@@ -176,6 +177,12 @@ def test_without_gpu_the_embedded_model_is_served_and_said_so(installed: Checkou
     assert variables[ACCELERATION] == "auto"
     assert "No NVIDIA GPU was found" in said
     assert f"{MODEL}=stabilityai/sd-turbo ./run" in said
+
+
+def test_options_reach_the_server_which_knows_none(installed: Checkout) -> None:
+    (installed.folder / "scripts/install").write_text("#!/bin/sh\n")
+    done = installed.call("run", "--port", "9000")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "-m app.main --port 9000")
 
 
 def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
