@@ -191,8 +191,10 @@ def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
     assert "your model runs on the CPU" in said
 
 
-def test_own_model_in_dotenv_is_left_alone(installed: Checkout) -> None:
-    (installed.folder / ".env").write_text(f"{MODEL}=some/model\n{ACCELERATION}=compile\n")
+@pytest.mark.parametrize("line", ["{}={}", "export {}={}", " {} = {}"])
+def test_own_model_in_dotenv_is_left_alone(line: str, installed: Checkout) -> None:
+    lines = [line.format(MODEL, "some/model"), line.format(ACCELERATION, "compile"), ""]
+    (installed.folder / ".env").write_text("\n".join(lines))
     assert installed.serve()[0] == {}
 
 
