@@ -20,7 +20,7 @@ _RENAMED = {"minimum": "min", "maximum": "max", "multipleOf": "step", "enum": "v
 
 def input_params(params: type[BaseModel], *, width: int, height: int) -> dict[str, Any]:
     """The schema of a pipeline's parameters, the frames' size included."""
-    schema = params.model_json_schema()
+    schema = params.model_json_schema(by_alias=False)
     definitions = schema.pop("$defs", {})
     properties = {
         name: {**_resolved(entry, definitions), "id": name} for name, entry in schema["properties"].items()

@@ -238,6 +238,16 @@ def test_whole_numbers_may_have_a_fraction_and_choices_are_known_by_value() -> N
         assert refusal(feed(assembler("video", StyledPlanner("video", StyledParams)), NEXT, wrong)[1])
 
 
+class AliasedParams(FakeParams):
+    prompt: str = Field("", alias="text")
+
+
+def test_parameters_go_by_their_names_whatever_their_aliases() -> None:
+    assert "prompt" in input_params(AliasedParams, width=64, height=64)["properties"]
+    _, second = feed(assembler("video", FakePlanner("video", AliasedParams)), NEXT, '{"prompt": "a cat"}')
+    assert frame(second).plan.prompt == "a cat"
+
+
 class MistakenPlanner(FakePlanner):
     def plan(self, params: Any) -> Plan:
         if params.prompt == "unknown":
