@@ -7,6 +7,7 @@ first asked for, and the model is loaded when the server has started.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import logging
@@ -244,8 +245,13 @@ def serve(app: FastAPI, settings: Settings) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def main() -> None:
-    """The command `python -m app.main`."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command `python -m app.main`. It has no options, and says so to who tries one."""
+    argparse.ArgumentParser(
+        prog="python -m app.main",
+        description="Start the server.",
+        epilog="Port, model and all else: docs/configuration.md, such as STREAMDIFFUSION_SERVER__PORT=8080",
+    ).parse_args(arguments)
     settings = _configure()
     serve(create_app(settings), settings)
 

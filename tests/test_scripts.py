@@ -19,6 +19,7 @@ case "$*" in
 *"-m pip"*) echo "${*#-m pip --disable-pip-version-check }" >>pip.log ;;
 *urlopen*) test -e reachable ;;
 "-m app.main") env ;;
+"-m app.main "*) echo "$*"; exit 2 ;;
 esac
 """
 
@@ -178,14 +179,22 @@ def test_without_gpu_the_embedded_model_is_served_and_said_so(installed: Checkou
     assert f"{MODEL}=stabilityai/sd-turbo ./run" in said
 
 
+def test_options_reach_the_server_which_knows_none(installed: Checkout) -> None:
+    (installed.folder / "scripts/install").write_text("#!/bin/sh\n")
+    done = installed.call("run", "--port", "9000")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "-m app.main --port 9000")
+
+
 def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
     variables, said = installed.serve(STREAMDIFFUSION_MODEL__MODEL_ID="some/model")
     assert variables == {MODEL: "some/model", ACCELERATION: "auto"}
     assert "your model runs on the CPU" in said
 
 
-def test_own_model_in_dotenv_is_left_alone(installed: Checkout) -> None:
-    (installed.folder / ".env").write_text(f"{MODEL}=some/model\n{ACCELERATION}=compile\n")
+@pytest.mark.parametrize("line", ["{}={}", "export {}={}", " {} = {}"])
+def test_own_model_in_dotenv_is_left_alone(line: str, installed: Checkout) -> None:
+    lines = [line.format(MODEL, "some/model"), line.format(ACCELERATION, "compile"), ""]
+    (installed.folder / ".env").write_text("\n".join(lines))
     assert installed.serve()[0] == {}
 
 

@@ -120,7 +120,9 @@ class Parameters:
                 raise ValueError(f"{name}: {len(value)} characters; at most {self._max_length} are allowed")
         try:
             # As JSON, where strictness knows enumerations by their values.
-            return self._planner.Params.model_validate_json(json.dumps(values), strict=True)
+            return self._planner.Params.model_validate_json(
+                json.dumps(values), strict=True, by_alias=False, by_name=True
+            )
         except ValidationError as error:
             raise ValueError("; ".join(map(_sentence, error.errors(include_url=False)))) from error
 

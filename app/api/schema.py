@@ -20,7 +20,7 @@ _RENAMED = {"minimum": "min", "maximum": "max", "multipleOf": "step", "enum": "v
 
 def input_params(params: type[BaseModel], *, width: int, height: int) -> dict[str, Any]:
     """The schema of a pipeline's parameters, the frames' size included."""
-    schema = params.model_json_schema()
+    schema = params.model_json_schema(by_alias=False)
     definitions = schema.pop("$defs", {})
     properties = {
         name: {**_resolved(entry, definitions), "id": name} for name, entry in schema["properties"].items()
@@ -42,8 +42,11 @@ def input_params(params: type[BaseModel], *, width: int, height: int) -> dict[st
 
 def _resolved(entry: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """The entry by front ends' names; instead of a reference, as pydantic writes for an enumeration, what it
-    refers to.
+    refers to, and instead of a choice between something and nothing, which has no control, the something.
     """
+    types = [choice for choice in entry.get("anyOf", ()) if choice != {"type": "null"}]
+    if len(types) == 1:
+        entry = {**types[0], **{key: value for key, value in entry.items() if key != "anyOf"}}
     definition = definitions.get(entry.get("$ref", "").rpartition("/")[2], {})
     whole = {**definition, **entry}
     return {_RENAMED.get(key, key): value for key, value in whole.items() if key != "$ref"}

@@ -316,6 +316,7 @@ class Connection:
             session, service.codec, service.similarity_filter(), refuse=self._refuse, ask=self._ask_after
         )
         self._session = session
+        self._heard_at = time.monotonic()  # whoever waited for the model was not idle
         self._watch_idleness()
         await _send(self._websocket, status_text("connected"))
         self._ask()

@@ -114,7 +114,12 @@ def variable_name(key: str) -> str:
 
 
 def _dotenv() -> Mapping[str, str | None]:
-    return dotenv_values(ENV_FILE, encoding="utf-8") if ENV_FILE.is_file() else {}
+    try:
+        return dotenv_values(ENV_FILE, encoding="utf-8") if ENV_FILE.is_file() else {}
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {ENV_FILE}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{ENV_FILE} is not UTF-8: {error}") from error
 
 
 def _config_path() -> Path:
@@ -156,7 +161,7 @@ def _origin_of(key: str) -> str:
     variable = variable_name(key)
     for source, names in (("", os.environ), (" in .env", _dotenv())):
         for name, value in names.items():
-            if name.upper() == variable and value:
+            if name.upper() == variable and value != "":
                 return f"{name}{source}"
     return str(_config_path())
 

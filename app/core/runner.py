@@ -42,6 +42,7 @@ from app.models.model import Model
 from app.models.networks import Networks
 from app.models.safety import SafetyChecker
 from app.pipelines.base import MAX_STEPS, BasePipeline
+from app.utils.performance import PerformanceOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def device_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
+        PerformanceOptimizer.cleanup_gpu_memory()
         raise OutOfMemoryError(str(error)) from error
     except torch.AcceleratorError as error:
         raise DeviceLostError(str(error)) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.core.messages import Mode
 from app.pipelines.base import BasePipeline
 
@@ -25,8 +27,18 @@ def _load(name: str) -> BasePipeline[Any]:
     cls = getattr(import_module(f"app.pipelines.{name}"), "Pipeline", None)
     if not (isinstance(cls, type) and issubclass(cls, BasePipeline)):
         raise TypeError(f"app/pipelines/{name}.py has no class Pipeline that is a BasePipeline")
+    if (problem := _problem(cls)) is not None:
+        raise TypeError(f"app/pipelines/{name}.py: {problem}")
+    return cls()  # an abstract method that is missing raises TypeError here and names it
+
+
+def _problem(cls: type[BasePipeline[Any]]) -> str | None:
+    """What is wrong with the attributes of a pipeline; unlike methods, nobody misses them by themselves."""
     mode = getattr(cls, "mode", None)
     if mode not in BUILT_IN:
-        right = " or ".join(map(repr, BUILT_IN))
-        raise TypeError(f"app/pipelines/{name}.py: the mode of Pipeline must be {right}, not {mode!r}")
-    return cls()  # an abstract method that is missing raises TypeError here and names it
+        return f"the mode of Pipeline must be {' or '.join(map(repr, BUILT_IN))}, not {mode!r}"
+    params = getattr(cls, "Params", None)
+    if not (isinstance(params, type) and issubclass(params, BaseModel)):
+        return "the Params of Pipeline must be a pydantic model, for example BaseParams"
+    required = [name for name, field in params.model_fields.items() if field.is_required()]
+    return f"the Params of Pipeline need a default for {', '.join(required)}" if required else None

@@ -117,6 +117,13 @@ async def test_a_mistake_in_the_configuration_is_one_sentence_and_status_2(comma
     assert b"Traceback" not in output
 
 
+async def test_an_option_is_refused_instead_of_overlooked() -> None:
+    process = await start("-m", "app.main", "--port", "0")
+    output, _ = await process.communicate()
+    assert process.returncode == 2
+    assert output.decode().splitlines()[-1].endswith("unrecognized arguments: --port 0")
+
+
 async def test_a_port_that_is_taken_is_one_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api.protocol import MAX_TEXT, Assembler, Frame, NoPicture, Outcome, Parameters, Refusal
 from app.api.schema import input_params
@@ -238,6 +238,16 @@ def test_whole_numbers_may_have_a_fraction_and_choices_are_known_by_value() -> N
         assert refusal(feed(assembler("video", StyledPlanner("video", StyledParams)), NEXT, wrong)[1])
 
 
+class AliasedParams(FakeParams):
+    prompt: str = Field("", alias="text")
+
+
+def test_parameters_go_by_their_names_whatever_their_aliases() -> None:
+    assert "prompt" in input_params(AliasedParams, width=64, height=64)["properties"]
+    _, second = feed(assembler("video", FakePlanner("video", AliasedParams)), NEXT, '{"prompt": "a cat"}')
+    assert frame(second).plan.prompt == "a cat"
+
+
 class MistakenPlanner(FakePlanner):
     def plan(self, params: Any) -> Plan:
         if params.prompt == "unknown":
@@ -259,3 +269,16 @@ def test_choices_are_drawn_as_a_select() -> None:
     style = input_params(StyledParams, width=64, height=64)["properties"]["style"]
     assert (style["values"], style["default"], style["id"]) == (["ink", "oil"], "ink", "style")
     assert "$ref" not in style
+
+
+class OptionalParams(BaseModel):
+    power: float | None = Field(None, ge=0, le=2, json_schema_extra={"field": "range"})
+    style: Style | None = None
+
+
+def test_what_may_be_left_out_is_drawn_as_what_it_is_otherwise() -> None:
+    properties = input_params(OptionalParams, width=64, height=64)["properties"]
+    power, style = properties["power"], properties["style"]
+    assert (power["type"], power["min"], power["max"], power["default"]) == ("number", 0, 2, None)
+    assert (style["values"], style["default"]) == (["ink", "oil"], None)
+    assert "anyOf" not in {**power, **style}

@@ -260,6 +260,22 @@ async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) ->
         assert (await server.get("/health/ready")).status_code == 200
 
 
+async def test_who_waits_for_the_model_is_not_idle(make_server: MakeServer) -> None:
+    loaded = threading.Event()
+
+    def load(_report: Callable[[str], None]) -> FakeRunner:
+        assert loaded.wait(10)
+        return FakeRunner()
+
+    server = make_server(create_runner=load, server={"timeout": 0.4})
+    async with server.client() as client:
+        await client.expect("wait")
+        await asyncio.sleep(0.5)
+        loaded.set()
+        await client.begin()
+        await client.expect("timeout", "too long")
+
+
 async def test_of_who_waits_with_the_same_name_the_newest_connection_counts(make_server: MakeServer) -> None:
     loaded = threading.Event()
 

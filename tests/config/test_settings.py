@@ -1,5 +1,6 @@
 """Where values come from, and what is refused with which sentence."""
 
+import errno
 import json
 import os
 import re
@@ -301,6 +302,26 @@ def test_value_that_is_not_allowed(
     assert sentence in message
     assert message.endswith(f"(from STREAMDIFFUSION_{variable})")
     assert "\n" not in message
+
+
+def test_dotenv_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("STREAMDIFFUSION_SERVER__PORT=9\n", encoding="utf-16")
+    assert re.fullmatch(r"\.env is not UTF-8: .*", refusal())
+
+
+def test_dotenv_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / ".env").touch()
+    monkeypatch.setattr("app.config.settings.dotenv_values", refuse)
+    assert refusal() == "cannot read .env: Permission denied"
+
+
+def test_name_without_a_value_in_dotenv_is_told_where_it_stands(tmp_path: Path) -> None:
+    """Docker's env files know such lines."""
+    (tmp_path / ".env").write_text("STREAMDIFFUSION_MODEL__MODEL_ID\n")
+    assert refusal().endswith("(from STREAMDIFFUSION_MODEL__MODEL_ID in .env)")
 
 
 def test_every_fault_is_told_at_once(config: Path) -> None:

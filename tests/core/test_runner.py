@@ -15,6 +15,7 @@ from app.core.denoise import Guidance
 from app.core.messages import DeviceLostError, FrameIn, Image, OutOfMemoryError
 from app.core.runner import DiffusionRunner, Embedding, device_errors
 from app.models.safety import SafetyChecker
+from app.utils.performance import PerformanceOptimizer
 from tests import tiny
 from tests.core.rows import create_runner, frame, picture, row, run_alone, run_together
 
@@ -278,6 +279,15 @@ def test_a_missing_picture_is_not_replaced_by_a_neighbours() -> None:
 def test_errors_of_the_device_become_ours(theirs: type[Exception], ours: type[Exception]) -> None:
     with pytest.raises(ours, match="words"), device_errors():
         raise theirs("words")
+
+
+def test_without_memory_what_is_unused_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by hand: rubbish in cycles holds memory until it is collected."""
+    cleanups: list[None] = []
+    monkeypatch.setattr(PerformanceOptimizer, "cleanup_gpu_memory", lambda: cleanups.append(None))
+    with pytest.raises(OutOfMemoryError), device_errors():
+        raise torch.OutOfMemoryError
+    assert len(cleanups) == 1
 
 
 # -- the host's part ----------------------------------------------------------------------------------

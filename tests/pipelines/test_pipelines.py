@@ -200,6 +200,19 @@ def test_a_mode_that_does_not_exist_is_refused(folder: Path, line: str, found: s
         place(folder, "modeless", SHOUT.replace('mode = "video"', line))
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("", "must be a pydantic model"),
+        ("Params = dict", "must be a pydantic model"),
+        ("class Params(BaseParams):\n            power: float", "need a default for power"),
+    ],
+)
+def test_parameters_without_a_model_or_a_default_are_refused(folder: Path, lines: str, words: str) -> None:
+    with pytest.raises(TypeError, match=rf"powerless\.py: the Params of Pipeline {words}"):
+        place(folder, "powerless", SHOUT.replace("Params = BaseParams", lines))
+
+
 def test_a_method_that_is_missing_is_named(folder: Path) -> None:
     source = SHOUT.replace("def begin", "def start")
     with pytest.raises(TypeError, match="begin"):
