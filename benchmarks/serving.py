@@ -94,15 +94,23 @@ class Server:
         self.port = 18000 + os.getpid() % 1000
         self._process = context.Process(target=target, args=(self.port, *arguments, theirs), daemon=True)
         self._process.start()
-        self.told: dict[str, float] = ours.recv()
+        theirs.close()  # or the pipe would outlive a process that dies
+        try:
+            self.told: dict[str, float] = ours.recv()
+            while not self._ready():
+                if not self._process.is_alive():
+                    raise EOFError
+                time.sleep(0.1)
+        except EOFError:
+            raise RuntimeError("the server's process died; what it said stands above") from None
         assert self._process.pid is not None
         self._watched = psutil.Process(self._process.pid)
-        while True:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/health/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
 
     @property
     def cpu(self) -> float:
