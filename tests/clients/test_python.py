@@ -131,6 +131,11 @@ async def test_a_user_id_is_one_part_of_the_address(server: Server) -> None:
             await asyncio.wait_for(client.render(picture()), 5)
 
 
+def test_an_address_without_a_scheme_is_refused_with_the_right_one() -> None:
+    with pytest.raises(ValueError, match="http://localhost:8000 is needed, not 'localhost:9'"):
+        Client("localhost:9")
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients connect again without waiting long."""

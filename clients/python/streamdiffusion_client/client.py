@@ -61,6 +61,8 @@ class Client:
         query: dict[str, Any] = {"mode": mode, "output": "ws", "format": format}
         if quality is not None:
             query["quality"] = quality
+        if not server.startswith(("http://", "https://")):
+            raise ValueError(f"server: an address such as http://localhost:8000 is needed, not {server!r}")
         base, name = server.rstrip("/"), quote(self.user, safe="")
         self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{name}?{urlencode(query)}"
         self.stream_address = f"{base}/api/stream/{name}"
