@@ -112,7 +112,7 @@ def graphed(call: Callable[[], Any], repeats: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             call()
-    times = []
+    times: list[float] = []
     for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

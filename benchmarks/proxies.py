@@ -191,7 +191,7 @@ def cpu(pid: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("role", choices=("measure", "server", "ray"), nargs="?", default="measure")
     parser.add_argument("port", type=int, nargs="?", default=0)
     parser.add_argument("--without-ray", action="store_true")

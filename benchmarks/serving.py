@@ -150,7 +150,8 @@ async def load(
         def viewer(name: str = name) -> Viewer:
             return Viewer(host, name, shown)
 
-        for factory in (user, viewer) if watch else (user,):
+        factories: tuple[Callable[[], User | Viewer], ...] = (user, viewer) if watch else (user,)
+        for factory in factories:
             _, protocol = await loop.create_connection(factory, "127.0.0.1", server.port)
             protocols.append(protocol)
     await asyncio.sleep(1)
