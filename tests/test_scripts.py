@@ -192,6 +192,12 @@ def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
     assert "your model runs on the CPU" in said
 
 
+def test_variables_in_lower_case_count_as_they_do_for_the_server(installed: Checkout) -> None:
+    variables, said = installed.serve(**{MODEL.lower(): "some/model"})
+    assert MODEL not in variables
+    assert "your model runs on the CPU" in said
+
+
 def test_own_model_in_dotenv_is_left_alone(installed: Checkout) -> None:
     (installed.folder / ".env").write_text(f"{MODEL}=some/model\n{ACCELERATION}=compile\n")
     assert installed.serve()[0] == {}
