@@ -87,6 +87,8 @@ class User(asyncio.Protocol):
                 now = time.monotonic()
                 self._record.times.append(now)
                 self._record.ages.append(now - sent_at)
+            elif opcode == 9:  # who does not answer is cut off after forty seconds
+                self._transport.write(client_frame(10, payload))
             elif payload == SEND_FRAME:
                 self._credit = True
                 if self._interval is None:

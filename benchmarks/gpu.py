@@ -26,7 +26,7 @@ import torch
 from app.core.engine import Engine
 from app.core.messages import FrameIn, Row, Runner, SessionKey
 from benchmarks import ours, peers, sd_turbo
-from benchmarks.results import FOLDER, machine, save, summary
+from benchmarks.results import FOLDER, machine, require_gpu, save, summary
 from benchmarks.streams import Load, pictures
 
 Figures = dict[str, Any]
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of variants, in the order to run; else all")
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    require_gpu()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     seconds = arguments.seconds
     variants: dict[str, tuple[Any, ...]] = {
@@ -284,6 +285,8 @@ def main() -> None:
         "fused, graph": (measure_ours, "fused", True, STEPS, STREAMS, seconds),
     }
     names = arguments.only or list(variants)
+    if unknown := [name for name in names if name not in variants]:
+        parser.error(f"there is no {', no '.join(unknown)}; there are: {'; '.join(variants)}")
     found = _measured_before(arguments.output / "gpu.json")
     for name in names:
         function, *rest = variants[name]

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import FOLDER, save
+from benchmarks.results import FOLDER, require_gpu, save
 from benchmarks.serving import SIZE, Server, load, picture
 
 USERS = (1, 4, 8, 16, 32)
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    require_gpu()
     pictures = [picture(50, "420", 85, seed) for seed in range(4)]
     server = Server(serve, arguments.acceleration)
     found: dict[str, Any] = {"acceleration": arguments.acceleration, "start_seconds": server.told}

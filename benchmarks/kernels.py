@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from app.core.messages import FrameIn, Row, SessionKey
 from benchmarks import ours
 from benchmarks.gpu import isolated
-from benchmarks.results import FOLDER, save, summary
+from benchmarks.results import FOLDER, require_gpu, save, summary
 from benchmarks.sd_turbo import GFLOP
 from benchmarks.streams import pictures
 
@@ -112,7 +112,7 @@ def graphed(call: Callable[[], Any], repeats: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             call()
-    times = []
+    times: list[float] = []
     for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["fused", "none"], help="accelerations")
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    require_gpu()
     found: Figures = {"ticks": {name: isolated(tick, name) for name in arguments.only}}
     found["attention_us"] = isolated(attention)
     found["codec_ms"] = isolated(codec)

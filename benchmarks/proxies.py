@@ -26,14 +26,11 @@ from typing import Any
 import numpy as np
 import psutil
 from fastapi import FastAPI
-from pydantic import BaseModel
 from websockets.asyncio.client import ClientConnection, connect
 
 from app.config.schema import Settings
-from app.core.engine import Engine
-from app.core.messages import Mode, Plan
+from benchmarks import played
 from benchmarks.results import save
-from benchmarks.serving import BUCKETS, PassThrough
 from tests.deploy.servers import Process, Proxy, free_port
 from tests.deploy.users import picture
 
@@ -95,22 +92,7 @@ def figures(times: dict[str, list[float]], direct: str = "direct") -> dict[str, 
 
 def pass_through(port: int = 0) -> FastAPI:
     """The application with a model that gives every picture back, so that the way there and back shows."""
-    from app import main
-
-    class Params(BaseModel):
-        prompt: str = ""
-
-    class Planner:
-        def __init__(self, mode: Mode) -> None:
-            self.mode = mode
-            self.Params = Params
-
-        def plan(self, params: Any) -> Plan:
-            return Plan(self.mode, params.prompt, None, 0, (499,), 1.0, 1.0)
-
-    engine = Engine(lambda _report: PassThrough(0.0), buckets=BUCKETS, stream_batch=False)
-    planners: Any = {"image": Planner("image"), "video": Planner("video")}
-    return main.create_app(settings(port), build=lambda _settings: (engine, planners))
+    return played.application(settings(port))
 
 
 def settings(port: int) -> Settings:
@@ -209,7 +191,7 @@ def cpu(pid: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("role", choices=("measure", "server", "ray"), nargs="?", default="measure")
     parser.add_argument("port", type=int, nargs="?", default=0)
     parser.add_argument("--without-ray", action="store_true")

@@ -41,7 +41,7 @@ def kernels(found: Figures) -> str:
         if "error" not in batches
         for batch, figures in batches.items()
     ]
-    kinds = list(ticks[0][1]["kernels_ms"])
+    kinds = list(ticks[0][1]["kernels_ms"]) if ticks else []
     return table(
         ["", *kinds, "launches", "TFLOP/s"],
         (
@@ -120,14 +120,15 @@ def server(found: Figures) -> str:
 
 def codec(found: Figures) -> str:
     """Milliseconds of one picture."""
-    return table(["", "ms a picture"], ([name, run["median"]] for name, run in found["codec_ms"].items()))
+    return table(["", "ms a picture"], ([name, run["median"]] for name, run in _measured(found["codec_ms"])))
 
 
 def attention(found: Figures) -> str:
     """Microseconds of one attention by kernel."""
     names = ("cuDNN", "flash", "efficient")
     return table(
-        ["", *names], ([shape, *(times[n] for n in names)] for shape, times in found["attention_us"].items())
+        ["", *names],
+        ([shape, *(times[n] for n in names)] for shape, times in _measured(found["attention_us"])),
     )
 
 
@@ -381,6 +382,11 @@ def main() -> None:
         sys.exit(f"run python -m benchmarks.report: {', '.join(pages)}")
     for name, page in pages.items():
         (DOCS / name).write_text(page, encoding="utf-8")
+
+
+def _measured(figures: Figures) -> Iterable[tuple[str, Any]]:
+    """The single figures; none if an error stands in their place."""
+    return () if "error" in figures else figures.items()
 
 
 def _ms(figures: Figures | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -63,6 +64,14 @@ def machine() -> dict[str, Any]:
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def require_gpu() -> None:
+    """End the program where there is none, before it takes errors for results."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("this measures a GPU, and there is none")
 
 
 def save(name: str, figures: Mapping[str, Any], folder: Path = FOLDER) -> Path:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,7 @@ import torch
 
 from app.core.engine import Engine
 from app.core.factory import batch_sizes
-from app.core.messages import Image, Row
-from benchmarks import ours
+from benchmarks import ours, played
 from benchmarks.results import FOLDER, save
 from benchmarks.streams import Load, pictures
 
@@ -43,62 +40,10 @@ def costs_of(variant: Mapping[str, Any]) -> dict[int, float]:
     return {size: float(np.interp(size, measured, sums)) for size in sizes}
 
 
-@dataclass
-class Batch:
-    """Rows that are done at a certain time."""
-
-    rows: tuple[Row, ...]
-    batch: int
-    done_at: float
-
-    def wait_turn(self) -> None:
-        """A little before it is done."""
-        _sleep_until(self.done_at - LAUNCH)
-
-    def wait_forward(self) -> None:
-        """When it is done."""
-        _sleep_until(self.done_at)
-
-    def complete(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() >= self.done_at
-
-    def collect(self) -> list[Image | None]:
-        """The pictures as they came."""
-        self.wait_forward()
-        return [row.frame.image for row in self.rows if row.finishes]
-
-
-class Device:
-    """A runner whose batches take as long as they are said to, one after the other."""
-
-    reads_negative_prompts = False
-    description: Mapping[str, str | int | bool] = {"model": "played"}
-
-    def __init__(self, takes: Mapping[int, float], *, known: bool) -> None:
-        self._takes = takes
-        self.costs = takes if known else {}
-        self._free_at = 0.0
-
-    def encode(self, text: str) -> str:
-        """The text itself."""
-        return text
-
-    def launch(self, rows: tuple[Row, ...]) -> Batch:
-        """Behind what was launched before."""
-        size = next(size for size in self._takes if size >= len(rows))
-        self._free_at = max(time.monotonic(), self._free_at) + self._takes[size]
-        return Batch(rows, size, self._free_at)
-
-
-def _sleep_until(when: float) -> None:
-    if (remaining := when - time.monotonic()) > 0:
-        time.sleep(remaining)
-
-
 async def measure(takes: Mapping[int, float], users: int, seconds: float, *, known: bool) -> dict[str, Any]:
     """So many users, each as fast as it can."""
-    engine = Engine(lambda _report: Device(takes, known=known), buckets=tuple(takes), stream_batch=True)
+    device = played.Device(takes, known=known, early=LAUNCH)
+    engine = Engine(lambda _report: device, buckets=tuple(takes), stream_batch=True)
     load = Load(engine, [ours.plan("image", 1, f"user {n}") for n in range(users)], pictures(2, 64, 64))
     await engine.start(lambda events: load.deliver(events))
     found = await load.run(users, seconds)

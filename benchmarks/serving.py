@@ -1,11 +1,11 @@
-"""The serving layer alone: a pass-through runner under the real engine and server.
+"""The serving layer alone: a played device under the real engine and server.
 
     python -m benchmarks.serving [--seconds 3] [--rounds 3] [--users 1 4 16 64] [--name serving]
 
 The server runs in a process of its own on one core, the front ends on another. Reported are frames a
 second, the age of a result when the front end has it, and the server's CPU time for a frame beside the
 time of the codec's decode + encode for the same picture on the same core in the same run. The last part
-gives the runner a tick of 20 ms and each of 16 users a camera of 20 fps.
+gives the device a tick of 20 ms and each of 16 users a camera of 20 fps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,65 +25,12 @@ import httpx
 import numpy as np
 import psutil
 
-from app.core.messages import Image, Row
 from benchmarks.front_end import Record, User, Viewer
 from benchmarks.results import save, summary
 
 SIZE = 512
 QUALITY = 85
-MAX_PIXELS = SIZE * SIZE
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 SERVER_CORE, CLIENT_CORE = 0, 1
-
-
-class PassThrough:
-    """A runner that gives every picture back; with ``tick`` its device is that long at it, in seconds."""
-
-    costs: Mapping[int, float] = {}
-    reads_negative_prompts = False
-    description: Mapping[str, str | int | bool] = {"model": "pass-through"}
-
-    def __init__(self, tick: float) -> None:
-        self.tick = tick
-
-    def encode(self, text: str) -> str:
-        """The text itself."""
-        return text
-
-    def launch(self, rows: tuple[Row, ...]) -> Batch:
-        """Nothing runs."""
-        return Batch(rows, time.monotonic() + self.tick)
-
-
-@dataclass
-class Batch:
-    """Rows that are done at a certain time."""
-
-    rows: tuple[Row, ...]
-    done_at: float
-
-    @property
-    def batch(self) -> int:
-        """The bucket."""
-        return next(size for size in BUCKETS if size >= len(self.rows))
-
-    def wait_turn(self) -> None:
-        """When it is done."""
-        self.wait_forward()
-
-    def wait_forward(self) -> None:
-        """Sleep as long as a device would work."""
-        if (remaining := self.done_at - time.monotonic()) > 0:
-            time.sleep(remaining)
-
-    def complete(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() >= self.done_at
-
-    def collect(self) -> list[Image | None]:
-        """The pictures of the rows that finish."""
-        self.wait_forward()
-        return [row.frame.image for row in self.rows if row.finishes]
 
 
 def picture(kilobytes: int, subsampling: str, quality: int, seed: int, size: int = SIZE) -> bytes:
@@ -120,24 +66,9 @@ def codec_cost(pictures: Sequence[bytes], seconds: float = 1.5) -> float:
 def serve(port: int, tick: float, kinds: Mapping[str, Sequence[bytes]], pipe: Connection) -> None:
     """The server's process: the codec's cost first, then the server until it is killed."""
     os.sched_setaffinity(0, {SERVER_CORE})
-    from pydantic import BaseModel
-
     from app import main
     from app.config.schema import Settings
-    from app.core.engine import Engine
-    from app.core.messages import Mode, Plan
-
-    class Params(BaseModel):
-        prompt: str = ""
-        guidance_scale: float = 7.5
-
-    class Planner:
-        def __init__(self, mode: Mode) -> None:
-            self.mode = mode
-            self.Params = Params
-
-        def plan(self, params: Any) -> Plan:
-            return Plan(self.mode, params.prompt, None, 0, (499,), 1.0, 1.0)
+    from benchmarks import played
 
     pipe.send({kind: codec_cost(pictures) for kind, pictures in kinds.items()})
     settings = Settings.model_validate(
@@ -147,9 +78,7 @@ def serve(port: int, tick: float, kinds: Mapping[str, Sequence[bytes]], pipe: Co
             "server": {"host": "127.0.0.1", "port": port, "log_level": "warning"},
         }
     )
-    engine = Engine(lambda _report: PassThrough(tick), buckets=BUCKETS, stream_batch=False)
-    planners: Any = {"image": Planner("image"), "video": Planner("video")}
-    main.serve(main.create_app(settings, build=lambda _settings: (engine, planners)), settings)
+    main.serve(played.application(settings, tick), settings)
 
 
 class Server:
@@ -165,15 +94,23 @@ class Server:
         self.port = 18000 + os.getpid() % 1000
         self._process = context.Process(target=target, args=(self.port, *arguments, theirs), daemon=True)
         self._process.start()
-        self.told: dict[str, float] = ours.recv()
+        theirs.close()  # or the pipe would outlive a process that dies
+        try:
+            self.told: dict[str, float] = ours.recv()
+            while not self._ready():
+                if not self._process.is_alive():
+                    raise EOFError
+                time.sleep(0.1)
+        except EOFError:
+            raise RuntimeError("the server's process died; what it said stands above") from None
         assert self._process.pid is not None
         self._watched = psutil.Process(self._process.pid)
-        while True:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/health/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
 
     @property
     def cpu(self) -> float:
@@ -213,7 +150,8 @@ async def load(
         def viewer(name: str = name) -> Viewer:
             return Viewer(host, name, shown)
 
-        for factory in (user, viewer) if watch else (user,):
+        factories: tuple[Callable[[], User | Viewer], ...] = (user, viewer) if watch else (user,)
+        for factory in factories:
             _, protocol = await loop.create_connection(factory, "127.0.0.1", server.port)
             protocols.append(protocol)
     await asyncio.sleep(1)

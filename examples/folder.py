@@ -36,6 +36,8 @@ def result_name(path: Path) -> str:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Repaint one picture after the other; one that cannot be taken is named and left out."""
+    if arguments.target.resolve() == arguments.source.resolve():
+        raise SystemExit("the results would take the pictures' place: name another folder for them")
     arguments.target.mkdir(parents=True, exist_ok=True)
     pictures = sorted(path for path in arguments.source.iterdir() if path.suffix.lower() in SUFFIXES)
     parameters = {"prompt": arguments.prompt, "strength": arguments.strength, "seed": arguments.seed}

@@ -43,6 +43,7 @@ async def main(arguments: argparse.Namespace) -> None:
         async with contextlib.aclosing(client.stream(frames(camera, arguments.size))) as results:
             async for result in results:
                 picture = cv2.imdecode(np.frombuffer(result.picture, np.uint8), cv2.IMREAD_COLOR)
+                assert picture is not None, "a result is a JPEG"
                 cv2.imshow("result", picture)
                 # Only now: before its first picture there is no window that could have a title.
                 if result.frame_time is not None:

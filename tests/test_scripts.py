@@ -146,6 +146,14 @@ def test_second_time_nothing_is_done_until_a_requirement_changes(installed: Chec
     assert installed.install()
 
 
+def test_from_another_folder_it_is_the_same_installation(installed: Checkout) -> None:
+    installed.install()
+    installed.program(installed.folder / "elsewhere", 'cd "${0%/*}/app" && ../scripts/install')
+    done = installed.call("elsewhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (installed.folder / "pip.log").exists()
+
+
 def test_failed_installation_is_not_taken_for_done(installed: Checkout) -> None:
     installed.program(installed.folder / ".venv/bin/python", 'case "$*" in *install*) exit 1;; esac')
     assert installed.call("scripts/install").returncode != 0
@@ -191,11 +199,24 @@ def test_own_model_is_served_on_the_cpu(installed: Checkout) -> None:
     assert "your model runs on the CPU" in said
 
 
-@pytest.mark.parametrize("line", ["{}={}", "export {}={}", " {} = {}"])
-def test_own_model_in_dotenv_is_left_alone(line: str, installed: Checkout) -> None:
-    lines = [line.format(MODEL, "some/model"), line.format(ACCELERATION, "compile"), ""]
-    (installed.folder / ".env").write_text("\n".join(lines))
+def test_variables_in_lower_case_count_as_they_do_for_the_server(installed: Checkout) -> None:
+    variables, said = installed.serve(**{MODEL.lower(): "some/model"})
+    assert MODEL not in variables
+    assert "your model runs on the CPU" in said
+
+
+def test_own_model_in_dotenv_is_left_alone(installed: Checkout) -> None:
+    (installed.folder / ".env").write_text(f"{MODEL}=some/model\n{ACCELERATION}=compile\n")
     assert installed.serve()[0] == {}
+
+
+@pytest.mark.parametrize("line", ["export {}=some/model", "{} = some/model", "  {}='some/model'"])
+def test_dotenv_is_understood_as_the_server_does(line: str, installed: Checkout) -> None:
+    for name in (MODEL, MODEL.lower()):
+        (installed.folder / ".env").write_text(line.format(name))
+        assert MODEL not in installed.serve()[0]
+    (installed.folder / ".env").write_text(f"{MODEL}= \n")
+    assert installed.serve()[0][MODEL] == "models/mini"
 
 
 def test_commented_example_sets_nothing(installed: Checkout) -> None:

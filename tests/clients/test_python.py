@@ -7,10 +7,13 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamdiffusion_client import Client, FrameError, RefusedError, Result, ServerFullError, decode_result
 from streamdiffusion_client.pictures import Pictures
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
 
 from app.core.session import Ending
 from app.utils.image import decode
@@ -99,6 +102,14 @@ async def test_a_bad_frame_is_told_and_the_connection_lives_on(server: Server) -
         await asyncio.wait_for(client.render(picture()), 5)
 
 
+async def test_a_parameter_that_json_does_not_know_leaves_no_half_frame(server: Server) -> None:
+    async with Client(server.http, parameters={"seed": {1}}) as client:
+        with pytest.raises(TypeError, match="set is not JSON"):
+            await asyncio.wait_for(client.render(picture()), 5)
+        client.parameters = {}
+        await asyncio.wait_for(client.render(picture()), 5)
+
+
 async def test_full_and_taken_over(make_server: MakeServer) -> None:
     server = make_server(server={"max_queue_size": 1})
     async with Client(server.http, user="ann") as ann:
@@ -118,6 +129,11 @@ async def test_a_user_id_is_one_part_of_the_address(server: Server) -> None:
         assert client.stream_address.endswith("/api/stream/a%2Fb%23c")
         with pytest.raises(RefusedError, match="not 'a/b#c'"):
             await asyncio.wait_for(client.render(picture()), 5)
+
+
+def test_an_address_without_a_scheme_is_refused_with_the_right_one() -> None:
+    with pytest.raises(ValueError, match="http://localhost:8000 is needed, not 'localhost:9'"):
+        Client("localhost:9")
 
 
 @pytest.fixture
@@ -177,6 +193,44 @@ async def test_a_frame_is_rendered_in_spite_of_a_shutdown(server: Server) -> Non
         send_away(server, "ann", Ending.SHUTDOWN)
         server.runner.gate.set()
         assert grey((await asyncio.wait_for(rendering, 5)).picture) == pytest.approx(225, abs=2)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_server_that_sends_everybody_away_is_asked_less_and_less_often() -> None:
+    delays: list[float] = []
+
+    async def engine_failed(socket: ServerConnection) -> None:
+        delays.append(client._delay)
+        if len(delays) > 3:
+            await socket.send('{"status": "connected"}')
+        await socket.close(1011 if len(delays) < 5 else 4001)
+
+    async with serve(engine_failed, "127.0.0.1", 0) as played:
+        port = next(iter(played.sockets)).getsockname()[1]
+        client = Client(f"http://127.0.0.1:{port}")
+        async with client:
+            with pytest.raises(RefusedError):
+                await asyncio.wait_for(client.render(picture()), 5)
+    assert delays == [0.01, 0.02, 0.04, 0.08, 0.02]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_an_attempt_to_connect_that_takes_too_long_is_not_the_last(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [asyncio.TimeoutError("timed out during opening handshake")]  # no OSError on Python 3.10
+
+    async def connect_late(*arguments: Any, **options: Any) -> ClientConnection:
+        if attempts:
+            raise attempts.pop()
+        return await connect(*arguments, **options)
+
+    async with Client(server.http, user="ann") as client:
+        await asyncio.wait_for(client.render(picture()), 5)
+        monkeypatch.setattr("streamdiffusion_client.client.connect", connect_late)
+        send_away(server, "ann", Ending.SHUTDOWN)
+        await asyncio.wait_for(client.render(picture()), 5)
+    assert not attempts
 
 
 @pytest.mark.parametrize(("ending", "code"), [(Ending.TAKEN_OVER, 4001), (Ending.IDLE, 4002)])

@@ -77,7 +77,8 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLES / "folder.py"), str(source), str(target)]
     command = [*script, "a cat", "--server", make_server().http]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, timeout=60)
+    done = run(command, check=True)
     assert "broken.png: cannot identify" in done.stdout
     assert "small.png: picture:" in done.stdout
     results = {path.name: decode(path.read_bytes()) for path in target.iterdir()}
@@ -87,6 +88,9 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     assert results["b.JPEG"].mean() < 50
     above, below = np.split(results["photo.jpg"], 2)
     assert above.mean() > 200 > 50 > below.mean()
+    command[3] = f"{source}/../in"
+    assert "name another folder" in run(command).stderr
+    assert (source / "a.jpg").read_bytes() == picture(20)
 
 
 class Camera:

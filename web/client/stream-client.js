@@ -83,8 +83,8 @@ export class StreamClient extends EventTarget {
     if (this.#state !== "stopped") return;
     this.#delay = FIRST_DELAY;
     this.#message = null;
-    this.#enter("connecting");
     this.#connect();
+    this.#enter("connecting");
   }
 
   /** Disconnect. */
@@ -169,10 +169,10 @@ export class StreamClient extends EventTarget {
       this.#enter("stopped", code, this.#message);
       return;
     }
-    this.#enter("reconnecting", code, this.#message);
     // Spread out, so that a server that comes back is not met by everybody at once.
     this.#retry = setTimeout(() => this.#connect(), this.#delay * (0.5 + Math.random()));
     this.#delay = Math.min(2 * this.#delay, LAST_DELAY);
+    this.#enter("reconnecting", code, this.#message); // last, so that its listeners may stop
   }
 
   /** @param {State} state @param {number | null} code @param {string | null} message */

@@ -25,7 +25,7 @@ from streamdiffusion_client.pictures import Pictures
 from streamdiffusion_client.result import Result, decode_result
 
 FIRST_DELAY, LAST_DELAY = 0.25, 5.0
-"""Seconds between attempts to connect again; doubled from the first to the last."""
+"""Seconds between attempts to connect again; doubled from the first to the last until one is welcome."""
 
 LAST_WORDS = 1.0
 """Seconds that a close may come after the error that announces it."""
@@ -61,6 +61,8 @@ class Client:
         query: dict[str, Any] = {"mode": mode, "output": "ws", "format": format}
         if quality is not None:
             query["quality"] = quality
+        if not server.startswith(("http://", "https://")):
+            raise ValueError(f"server: an address such as http://localhost:8000 is needed, not {server!r}")
         base, name = server.rstrip("/"), quote(self.user, safe="")
         self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{name}?{urlencode(query)}"
         self.stream_address = f"{base}/api/stream/{name}"
@@ -68,6 +70,7 @@ class Client:
         self._socket: ClientConnection | None = None
         self._credit = False
         self._frame_id = 0
+        self._delay = FIRST_DELAY
 
     async def __aenter__(self) -> Client:
         await self._connect()
@@ -171,12 +174,13 @@ class Client:
         assert self._socket is not None, "the client is not connected; use `async with`"
         if self.mode == "image" and not picture:  # to the server that means "none yet": no result would come
             raise FrameError("picture: there is nothing in it")
-        self._credit = False
         frame_id = self._frame_id
+        # Before anything is sent: what JSON does not know must not leave half a frame behind.
+        tagged = json.dumps({**self.parameters, "frame_id": frame_id, "frame_time": time.monotonic()})
+        self._credit = False
         self._frame_id += 1
-        tagged = {**self.parameters, "frame_id": frame_id, "frame_time": time.monotonic()}
         await self._socket.send('{"status": "next_frame"}')
-        await self._socket.send(json.dumps(tagged))
+        await self._socket.send(tagged)
         if picture and self.mode == "image":
             await self._socket.send(picture)
         return frame_id
@@ -190,6 +194,8 @@ class Client:
         said = json.loads(message)
         if said["status"] == "send_frame":
             self._credit = True
+        elif said["status"] == "connected":
+            self._delay = FIRST_DELAY
         elif said["status"] == "error":
             # About a frame, or the last word before a close, whose code says more: what follows tells.
             # Nothing need follow, and a result that does is given up: this ends a stream anyway.
@@ -205,15 +211,14 @@ class Client:
 
     async def _reconnect(self, closed: ConnectionClosed) -> None:
         """Connect until it succeeds. Raises RefusedError if the server closed the connection for good."""
-        delay = FIRST_DELAY
         while True:
             if closed.rcvd is not None and closed.rcvd.code in FINAL_CODES:
                 raise refusal(closed.rcvd.code, closed.rcvd.reason) from closed
             # Spread out, so that a server that comes back is not met by everybody at once.
-            await asyncio.sleep(delay * (0.5 + random.random()))
-            delay = min(2 * delay, LAST_DELAY)
+            await asyncio.sleep(self._delay * (0.5 + random.random()))
+            self._delay = min(2 * self._delay, LAST_DELAY)
             try:
                 await self._connect()
-            except (OSError, InvalidHandshake):
+            except (OSError, asyncio.TimeoutError, InvalidHandshake):  # the second is an OSError from 3.11 on
                 continue
             return
