@@ -54,3 +54,34 @@ def test_an_address_that_is_none_leaves_the_client_stopped(page: Page) -> None:
         try { client.start(); } catch (error) { return [error.name, client.state]; }
     }"""
     assert page.evaluate(script) == ["TypeError", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "unsayable", ["10n", "(() => { const ring = {}; ring.ring = ring; return ring; })()"]
+)
+def test_parameters_that_json_does_not_know_leave_those_before(page: Page, unsayable: str) -> None:
+    script = """async (unsayable) => {
+        const client = await create("http://localhost:8000");
+        const problems = [];
+        client.addEventListener("problem", ({ detail }) => problems.push(detail.message));
+        client.start();
+        const [socket] = sockets;
+        const said = [];
+        socket.readyState = WebSocket.OPEN;
+        socket.send = (message) => typeof message === "string" && said.push(JSON.parse(message));
+        const nextFrame = async () => {
+            socket.onmessage({ data: '{"status": "send_frame"}' });
+            await new Promise((done) => setTimeout(done));
+        };
+        client.parameters.seed = 1;
+        await nextFrame();
+        client.parameters.seed = eval(unsayable);
+        await nextFrame();
+        client.parameters.seed = 2;
+        await nextFrame();
+        return [said.map(({ status, seed }) => status ?? seed), problems];
+    }"""
+    said, problems = page.evaluate(script, unsayable)
+    assert said == ["next_frame", 1, "next_frame", 1, "next_frame", 2]
+    assert len(problems) == 1
+    assert problems[0].startswith("parameters: ")

@@ -38,7 +38,8 @@ const LAST_DELAY = 5000;
  * - `sent`: `detail` is `{frameId}`;
  * - `result`: `detail` is a `Result`;
  * - `problem`: `detail` is `{message}`, words from the server about one frame; the stream goes on. Its last
- *   words before it ends a connection come here too, and a `state` follows them at once.
+ *   words before it ends a connection come here too, and a `state` follows them at once. Parameters that JSON
+ *   cannot encode are told here as well, and the frame is sent with those of the frame before.
  */
 export class StreamClient extends EventTarget {
   /** @type {WebSocket | null} */
@@ -50,6 +51,8 @@ export class StreamClient extends EventTarget {
   #delay = FIRST_DELAY;
   #retry = 0;
   #frameId = 0;
+  /** The parameters of the last frame, as they were sent. @type {Record<string, unknown>} */
+  #sent = {};
   #options;
 
   /** @param {Options} options */
@@ -145,11 +148,23 @@ export class StreamClient extends EventTarget {
     const { picture, time } = await this.#capture();
     if (this.#socket !== socket || socket.readyState !== WebSocket.OPEN) return;
     const frameId = this.#frameId++;
+    const parameters = this.#encodable();
     socket.send('{"status": "next_frame"}');
-    socket.send(JSON.stringify({ ...this.parameters, frame_id: frameId, frame_time: time }));
+    socket.send(JSON.stringify({ ...parameters, frame_id: frameId, frame_time: time }));
     // A frame without a picture is well understood: the server asks again soon.
     if (this.mode === "image") socket.send(picture ?? new ArrayBuffer(0));
     this.#dispatch("sent", { frameId });
+  }
+
+  /** What JSON makes of the parameters; if it refuses them, of those before. */
+  #encodable() {
+    try {
+      this.#sent = JSON.parse(JSON.stringify(this.parameters));
+    } catch (error) {
+      console.warn(error);
+      this.#dispatch("problem", { message: `parameters: ${error.message}` });
+    }
+    return this.#sent;
   }
 
   /** @returns {Promise<Frame>} */
