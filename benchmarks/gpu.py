@@ -26,7 +26,7 @@ import torch
 from app.core.engine import Engine
 from app.core.messages import FrameIn, Row, Runner, SessionKey
 from benchmarks import ours, peers, sd_turbo
-from benchmarks.results import FOLDER, machine, require_gpu, save, summary
+from benchmarks.results import FOLDER, alike, machine, require_gpu, save, summary
 from benchmarks.streams import Load, pictures
 
 Figures = dict[str, Any]
@@ -248,16 +248,8 @@ def _measured_before(path: Path) -> Figures:
     return {
         name: figures
         for name, figures in before["variants"].items()
-        if _alike(figures.get("machine", {}), here)
+        if alike(figures.get("machine", {}), here, "gpu", "cudnn")
     }
-
-
-def _alike(there: Figures, here: Figures) -> bool:
-    """The same kind of GPU, and no library of another version."""
-    if any(there.get(key) != here[key] for key in ("gpu", "cudnn")):
-        return False
-    both = there["versions"].keys() & here["versions"].keys()
-    return all(there["versions"][name] == here["versions"][name] for name in both)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 The server has a model that gives every picture back. One user is connected directly, two through HAProxy as
 it is shipped (one of them by TLS), and one through Ray Serve, and they take turns, frame by frame, so that
 whatever else the machine does befalls all alike. A frame's time goes from sending its 60 kB to having the
-result, of 60 kB too. Writes benchmarks/results/proxies.json. Needs haproxy, openssl, and ray.
+result, of 60 kB too. Writes benchmarks/results/proxies.json. Needs haproxy, openssl, and ray. Without ray,
+what the file has of it stays there, with its date, if such a machine and the same libraries measured it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from app.config.schema import Settings
 from benchmarks import played
-from benchmarks.results import save
+from benchmarks.results import FOLDER, alike, machine, save
 from tests.deploy.servers import Process, Proxy, free_port
 from tests.deploy.users import picture
 
@@ -88,6 +89,16 @@ def figures(times: dict[str, list[float]], direct: str = "direct") -> dict[str, 
         for name, (p50, p95) in percentiles.items()
     }
     return {"frames": len(times[direct]), "jpeg_bytes": len(JPEG), "ways": rows}
+
+
+def ray_before(path: Path) -> dict[str, Any]:
+    """Ray's way in a file that such a machine and these libraries measured, if it has one."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if "ray" not in before["ways"] or not alike(before["machine"], machine(), "cpu", "cores"):
+        return {}
+    return {"ray": {"date": before["machine"]["date"], **before["ways"]["ray"]}}
 
 
 def pass_through(port: int = 0) -> FastAPI:
@@ -167,6 +178,8 @@ def measure(with_ray: bool) -> None:
             for process in reversed(running):
                 process.end(signal.SIGTERM)
     result["cpu_ms_per_frame"] = {name: round(seconds * 1000, 3) for name, seconds in spent.items()}
+    if not with_ray:
+        result["ways"] |= ray_before(FOLDER / "proxies.json")
     result["load_before"] = round(os.getloadavg()[0], 2)
     print(json.dumps(result, indent=1))
     print(save("proxies", result))

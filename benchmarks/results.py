@@ -66,6 +66,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def alike(there: Mapping[str, Any], here: Mapping[str, Any], *parts: str) -> bool:
+    """Whether two machines have the same parts, and no library of another version."""
+    if any(there.get(part) != here[part] for part in parts):
+        return False
+    both = there["versions"].keys() & here["versions"].keys()
+    return all(there["versions"][name] == here["versions"][name] for name in both)
+
+
 def require_gpu() -> None:
     """End the program where there is none, before it takes errors for results."""
     import torch

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
 from benchmarks import report
 from benchmarks.front_end import Record, User, client_frame
+from benchmarks.proxies import figures, ray_before
+from benchmarks.results import save
 from benchmarks.serving import Server
 
 
@@ -54,6 +58,20 @@ def test_without_a_gpu_no_results_are_written(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", [name])
     with pytest.raises(SystemExit, match="there is none"):
         importlib.import_module(f"benchmarks.{name}").main()
+
+
+def test_what_ray_added_is_kept_by_a_run_without_it_on_such_a_machine(tmp_path: Path) -> None:
+    result = figures({"direct": [1.0], "ray": [3.0]})
+    row = result["ways"]["ray"]
+    written = save("proxies", result, tmp_path)
+    date = json.loads(written.read_text("utf-8"))["machine"]["date"]
+    kept = ray_before(written)
+    assert kept == {"ray": {"date": date, **row}}
+    save("proxies", {"ways": {"ray": {**row, "date": "long ago"}}}, tmp_path)
+    assert ray_before(written)["ray"]["date"] == "long ago", "that of its measurement, not of the file"
+    written.write_text(json.dumps({"ways": kept, "machine": {"cpu": "another", "versions": {}}}), "utf-8")
+    assert ray_before(written) == {}
+    assert ray_before(tmp_path / "none.json") == {}
 
 
 def test_tables_leave_out_what_could_not_be_measured() -> None:
