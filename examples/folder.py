@@ -13,7 +13,7 @@ import io
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
-from streamdiffusion_client import Client, FrameError
+from streamdiffusion_client import Client, ClientError, FrameError
 
 JPEG = {".jpg", ".jpeg"}
 SUFFIXES = JPEG | {".png", ".webp"}
@@ -60,4 +60,7 @@ if __name__ == "__main__":
     parser.add_argument("--server", default="http://localhost:8000")
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=42)
-    asyncio.run(main(parser.parse_args()))
+    try:
+        asyncio.run(main(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from error

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import cv2
 import numpy as np
-from streamdiffusion_client import Client
+from streamdiffusion_client import Client, ClientError
 
 ESCAPE = 27
 
@@ -60,4 +60,7 @@ if __name__ == "__main__":
     parser.add_argument("--camera", type=int, default=0)
     parser.add_argument("--size", type=int, default=512, help="side of the pictures sent, in pixels")
     parser.add_argument("--strength", type=float, default=0.5)
-    asyncio.run(main(parser.parse_args()))
+    try:
+        asyncio.run(main(parser.parse_args()))
+    except ClientError as error:
+        raise SystemExit(str(error)) from error

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from streamdiffusion_client import Client, FrameError, RefusedError, Result, ServerFullError, decode_result
+from streamdiffusion_client import (
+    Client,
+    FrameError,
+    RefusedError,
+    Result,
+    ServerFullError,
+    UnreachableError,
+    decode_result,
+)
 from streamdiffusion_client.pictures import Pictures
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -231,6 +239,20 @@ async def test_an_attempt_to_connect_that_takes_too_long_is_not_the_last(
         send_away(server, "ann", Ending.SHUTDOWN)
         await asyncio.wait_for(client.render(picture()), 5)
     assert not attempts
+
+
+async def test_what_is_no_server_is_named() -> None:
+    async def answers_by_http(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    played = await asyncio.start_server(answers_by_http, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{played.sockets[0].getsockname()[1]}"
+    async with played:
+        with pytest.raises(UnreachableError, match=f"^cannot connect to {address}: .* 404"):
+            await Client(address).__aenter__()
+    with pytest.raises(ConnectionError, match=f"^cannot connect to {address}: "):
+        await Client(address).__aenter__()
 
 
 @pytest.mark.parametrize(("ending", "code"), [(Ending.TAKEN_OVER, 4001), (Ending.IDLE, 4002)])

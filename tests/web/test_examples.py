@@ -8,6 +8,7 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser
 
 from tests.api.conftest import MakeServer, picture
+from tests.deploy.servers import free_port
 from tests.web.server import ROOT
 from tests.web.studio import decode
 
@@ -91,6 +93,18 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     command[3] = f"{source}/../in"
     assert "name another folder" in run(command).stderr
     assert (source / "a.jpg").read_bytes() == picture(20)
+
+
+@pytest.mark.parametrize("words", [["folder.py", ".", "painted", "a cat"], ["webcam.py", "a cat"]], ids=str)
+def test_without_a_server_they_end_with_a_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(sys, "argv", [*words, "--server", address])
+    with pytest.raises(SystemExit, match=f"^cannot connect to {re.escape(address)}: .*Connect call failed"):
+        runpy.run_path(str(EXAMPLES / words[0]), run_name="__main__")
 
 
 class Camera:

@@ -5,7 +5,13 @@ caller's business.
 """
 
 from streamdiffusion_client.client import Client
-from streamdiffusion_client.errors import ClientError, FrameError, RefusedError, ServerFullError
+from streamdiffusion_client.errors import (
+    ClientError,
+    FrameError,
+    RefusedError,
+    ServerFullError,
+    UnreachableError,
+)
 from streamdiffusion_client.result import Result, decode_result
 
 __all__ = [
@@ -15,5 +21,6 @@ __all__ = [
     "RefusedError",
     "Result",
     "ServerFullError",
+    "UnreachableError",
     "decode_result",
 ]

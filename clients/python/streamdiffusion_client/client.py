@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from streamdiffusion_client.errors import FINAL_CODES, FrameError, refusal
+from streamdiffusion_client.errors import FINAL_CODES, FrameError, UnreachableError, refusal
 from streamdiffusion_client.pictures import Pictures
 from streamdiffusion_client.result import Result, decode_result
 
@@ -42,7 +42,8 @@ class Client:
         format: of the results' pictures.
         quality: of the results' pictures, 1 to 100; None is the server's own.
 
-    Use it as an async context manager, and from one task at a time.
+    Use it as an async context manager, and from one task at a time. Entering it raises UnreachableError where
+    there is no server; later a lost connection is opened again.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Client:
         if not server.startswith(("http://", "https://")):
             raise ValueError(f"server: an address such as http://localhost:8000 is needed, not {server!r}")
         base, name = server.rstrip("/"), quote(self.user, safe="")
+        self._server = server
         self._address = f"{base.replace('http', 'ws', 1)}/api/ws/{name}?{urlencode(query)}"
         self.stream_address = f"{base}/api/stream/{name}"
         """Where the results can also be watched, as an image stream."""
@@ -206,8 +208,12 @@ class Client:
 
     async def _connect(self) -> None:
         self._credit = False
-        # Pictures are compressed already.
-        self._socket = await connect(self._address, compression=None, max_size=None)
+        try:
+            # Pictures are compressed already.
+            self._socket = await connect(self._address, compression=None, max_size=None)
+        # From Python 3.11 on, the second is an OSError.
+        except (OSError, asyncio.TimeoutError, InvalidHandshake) as error:
+            raise UnreachableError(f"cannot connect to {self._server}: {error}") from error
 
     async def _reconnect(self, closed: ConnectionClosed) -> None:
         """Connect until it succeeds. Raises RefusedError if the server closed the connection for good."""
@@ -217,8 +223,6 @@ class Client:
             # Spread out, so that a server that comes back is not met by everybody at once.
             await asyncio.sleep(self._delay * (0.5 + random.random()))
             self._delay = min(2 * self._delay, LAST_DELAY)
-            try:
+            with contextlib.suppress(UnreachableError):
                 await self._connect()
-            except (OSError, asyncio.TimeoutError, InvalidHandshake):  # the second is an OSError from 3.11 on
-                continue
-            return
+                return

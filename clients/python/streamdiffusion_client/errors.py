@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Base of all errors of this package; the text is the server's."""
+    """Base of all errors of this package; the text is the server's, if it said anything."""
+
+
+class UnreachableError(ClientError, ConnectionError):
+    """There is no server at the address that a client was to connect to."""
 
 
 class FrameError(ClientError):
