@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
+from unittest.mock import Mock
 
 import pytest
+from pydantic import BaseModel, Field
 
+from app.api.opening import Opening
+from app.api.protocol import Parameters
+from app.api.websocket import ENDINGS, FAULT
+from app.config.schema import Settings
+from app.core.engine import OUT_OF_MEMORY
+from app.core.session import Ending
 from tests.web.server import ROOT
 
 WEB = ROOT / "web"
@@ -46,6 +55,52 @@ def test_every_word_is_there_and_every_one_is_used() -> None:
 def test_chinese_has_the_same_words() -> None:
     # The server speaks English: names of parameters, and what it has to say.
     assert [key for key in keys("zh") if not key.startswith(("parameter.", "server."))] == keys("en")
+
+
+class Limited(BaseModel):
+    least: int = Field(1, ge=1)
+    most: int = Field(1, le=1)
+    above: float = Field(1, gt=0)
+    below: float = Field(1, lt=2)
+    multiple: int = Field(8, multiple_of=8)
+    number: float = 1
+    flag: bool = False
+    choice: Literal["a", "b"] = "a"
+    short: str = Field("", max_length=1)
+    long: str = Field("ab", min_length=2)
+
+
+REFUSED: list[tuple[str, object]] = [
+    *(("least", 0), ("most", 2), ("above", 0), ("below", 2), ("multiple", 9), ("choice", "c")),
+    *(("most", "x"), ("most", 0.5), ("number", "x"), ("long", 1), ("flag", 1)),
+    *(("short", "ab"), ("long", ""), ("long", 9 * "a")),
+]
+
+
+def refusal(name: str, value: object) -> str:
+    """What the server says to a parameter, without its name."""
+    with pytest.raises(ValueError, match=f"{name}: ") as refused:
+        Parameters(Mock(Params=Limited), max_length=8).read({name: value}, "")
+    return str(refused.value).partition(": ")[2]
+
+
+def test_chinese_has_every_step_of_the_start_and_no_sentence_that_the_server_does_not_say() -> None:
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "app").rglob("*.py"))
+    steps = ["starting", *re.findall(r'\breport\(\s*f?"(.+?)"\s*\)', sources), Opening(Settings()).progress]
+    parts = re.findall(r'"(the (?:UNet|VAE\'s \w+)|(?:one|several) pictures?)"', sources)
+    failures = [OUT_OF_MEMORY, *re.findall(r'"(the picture came .+?)"', sources)]
+    endings = [FAULT.message, ENDINGS[Ending.FAILED].because("x").message]
+    refusals = [refusal(name, value) for name, value in REFUSED]
+    known = re.findall(
+        r'^    "?([^"\n]+)"?:(?: |$)', (WEB / "js/locales/zh.js").read_text("utf-8"), re.MULTILINE
+    )
+    patterns = {key: re.compile(re.sub(r"\\{\w+\\}", ".*", re.escape(key))) for key in known}
+    found = set()
+    for sentence in [*steps, *parts, *failures, *endings, *refusals]:
+        fitting = [key for key, pattern in patterns.items() if pattern.fullmatch(sentence)]
+        assert fitting, f"{sentence!r} has no Chinese words"
+        found.add(fitting[0])
+    assert found == set(known)
 
 
 def test_every_example_has_a_name() -> None:

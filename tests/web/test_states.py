@@ -39,7 +39,7 @@ def test_model_loading_with_progress(make_server: MakeServer, open_studio: OpenS
     loaded = threading.Event()
 
     def load(report: Callable[[str], None]) -> FakeRunner:
-        report("building engine 2 of 3")
+        report("loading a model")
         assert loaded.wait(60)
         return FakeRunner()
 
@@ -49,13 +49,15 @@ def test_model_loading_with_progress(make_server: MakeServer, open_studio: OpenS
         studio.page.click("#start")
         notice = studio.page.locator("#notice")
         expect(notice).to_contain_text("The model is loading")
-        expect(notice).to_contain_text("building engine 2 of 3")
+        expect(notice).to_contain_text("loading a model")
         expect(notice.locator("progress")).to_be_visible()
         # It is asked for every second; drawn anew, the same words would be read aloud again.
         kept = "document.querySelector('#notice progress') === bar"
         studio.page.evaluate("window.bar = document.querySelector('#notice progress')")
         studio.page.wait_for_timeout(1500)
         assert studio.page.evaluate(kept)
+        studio.page.click("#language")
+        expect(notice).to_contain_text("正在加载 a model")
         assert not studio.violations()
     finally:
         loaded.set()

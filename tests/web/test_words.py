@@ -43,15 +43,15 @@ def test_frames_that_are_refused(make_server: MakeServer, open_studio: OpenStudi
     studio.start()
     toast = studio.page.locator("#toast")
     studio.page.fill("#prompt", 31 * "x")
-    expect(toast).to_have_text("服务器未接受“提示词”：31 characters; at most 30 are allowed")
+    expect(toast).to_have_text("服务器未接受“提示词”：共 31 个字符，最多允许 30 个")
     studio.page.fill("#prompt", "nan")
-    expect(toast).to_have_text("该帧生成失败：the picture came out non-finite")
+    expect(toast).to_have_text("该帧生成失败：生成的画面中有无效数值")
     studio.page.click("#language")
     expect(toast).to_have_text("the frame could not be made: the picture came out non-finite")
     studio.page.click("#language")
     studio.page.fill("#prompt", "all is well")
     studio.page.fill("input[name=note]", "long")
-    expect(toast).to_have_text("服务器未接受“note”：String should have at most 3 characters, not 'long'")
+    expect(toast).to_have_text("服务器未接受“note”：最多 3 个字符，收到的是 'long'")
 
 
 def test_a_pipeline_that_refuses_in_words_of_its_own(
@@ -89,7 +89,9 @@ def test_a_server_that_fails(make_server: MakeServer, open_studio: OpenStudio) -
     studio = open_studio(make_server().http, **CHINESE)
     studio.start()
     studio.page.fill("#prompt", "lost")
-    expect(studio.page.locator("#toast")).to_contain_text("— 服务器出现故障：The server cannot go on: ")
+    expect(studio.page.locator("#toast")).to_have_text(
+        "连接已断开，正在重新连接… — 服务器出现故障：DeviceLostError: the device fell off the bus"
+    )
 
 
 def test_a_user_that_is_refused(make_server: MakeServer, open_studio: OpenStudio) -> None:
@@ -108,7 +110,7 @@ def test_a_user_that_is_refused(make_server: MakeServer, open_studio: OpenStudio
         ("There is no WebSocket at /api", "There is no WebSocket at /api"),
         (
             "mode: should be 'image' or 'video', not 'x'",
-            "服务器未接受“mode”：should be 'image' or 'video', not 'x'",
+            "服务器未接受“mode”：只能是 'image' or 'video'，收到的是 'x'",
         ),
     ],
     ids=["a field with a sentence of its own", "no field", "any other field"],

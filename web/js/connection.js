@@ -1,7 +1,7 @@
 /** One Start to Stop: a client of the server, and the words for what becomes of it. */
 
 import { CloseCode, StreamClient } from "../client/index.js";
-import { t } from "./i18n.js";
+import { said, t } from "./i18n.js";
 import { lastWords, wordsAbout } from "./server-words.js";
 import { getStatus } from "./server.js";
 
@@ -72,7 +72,7 @@ export class Connection {
 
   #tellProgress() {
     let told = "";
-    const tell = () => this.notice.show(() => ({ title: t("connection.loading"), text: told, progress: true }));
+    const tell = () => this.notice.show(() => ({ title: t("connection.loading"), text: said(told), progress: true }));
     const ask = async () => {
       const { progress } = await getStatus();
       // The same words again would be read aloud again.

@@ -4,6 +4,9 @@ import { remember, remembered } from "./memory.js";
 import en from "./locales/en.js";
 import zh from "./locales/zh.js";
 
+/** Where a value stands in words. */
+const PLACE = /\{(\w+)\}/g;
+
 const LOCALES = { en, "zh-Hans": zh };
 /** @typedef {keyof typeof LOCALES} Language */
 
@@ -43,7 +46,7 @@ export function onLanguage(listener) {
  * @param {Record<string, unknown>} [values]
  */
 export function t(key, values = {}) {
-  return LOCALES[language][key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+  return LOCALES[language][key].replace(PLACE, (_, name) => String(values[name]));
 }
 
 /**
@@ -55,6 +58,27 @@ export function t(key, values = {}) {
  */
 export function translated(key, otherwise, values) {
   return key in LOCALES[language] ? t(key, values) : otherwise;
+}
+
+/**
+ * The words for a sentence of the server. Its key is the sentence, with `{name}` for what differs each time, which
+ * may have words of its own; of several that fit, the first counts. What has none stays as it is.
+ *
+ * @param {string} sentence
+ * @returns {string}
+ */
+export function said(sentence) {
+  for (const [key, words] of Object.entries(LOCALES[language]["server.said"] ?? {})) {
+    const found = pattern(key).exec(sentence);
+    if (found) return words.replace(PLACE, (_, name) => said(found.groups[name]));
+  }
+  return sentence;
+}
+
+/** @param {string} key */
+function pattern(key) {
+  const literal = key.replace(/[.*+?^$()|[\]\\]/g, "\\$&");
+  return new RegExp(`^${literal.replace(PLACE, "(?<$1>.*)")}$`, "s");
 }
 
 /** @param {ParentNode} root */

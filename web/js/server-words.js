@@ -1,9 +1,9 @@
 /**
  * What the server says, which is English, in the language of the page. A locale may have words of its own for each
- * kind of message; they quote the server's where nothing else tells one message of a kind from another.
+ * kind of message, and for the sentences that tell one message of a kind from another.
  */
 
-import { translated } from "./i18n.js";
+import { said, translated } from "./i18n.js";
 
 const FAILED = "the frame could not be made";
 
@@ -17,8 +17,9 @@ const ABOUT = new RegExp(`^(${FAILED}|[^\\s:]+): (.+)$`, "s");
  * @param {Record<string, unknown>} [values] that the page has for the words of a field
  */
 export function wordsAbout(message, values) {
-  const [, subject, words] = ABOUT.exec(message) ?? [];
-  if (subject === undefined) return message;
+  const [, subject, sentence] = ABOUT.exec(message) ?? [];
+  if (subject === undefined) return said(message);
+  const words = said(sentence);
   if (subject === FAILED) return translated("server.frame", message, { words });
   const name = translated(`parameter.${subject}`, subject);
   const refused = translated("server.field", message, { name, words });
@@ -27,5 +28,5 @@ export function wordsAbout(message, values) {
 
 /** The last words of a connection. @param {string} message @param {number} code that it was closed with */
 export function lastWords(message, code) {
-  return translated(`server.closed.${code}`, wordsAbout(message), { words: message });
+  return translated(`server.closed.${code}`, wordsAbout(message), { words: said(message) });
 }
