@@ -39,6 +39,10 @@ PAUSE = 0.01
 """Seconds before a client that sent nothing of use is asked again: pages answer at once, with empty
 pictures, until their camera is ready."""
 
+LONGEST_PAUSE = 1.0
+"""Seconds before a client whose frames all fail is asked again, at most: they take the device's time for
+nothing, and what makes them fail may take a while to pass."""
+
 MAX_UNSAID = 16
 """Error messages kept for a client that does not read; older ones are dropped."""
 
@@ -188,6 +192,7 @@ class Connection:
         self._farewell: Farewell | None = None
         self._to_say = asyncio.Event()
         self._to_show = asyncio.Event()
+        self._pause = 0.0
         self._asking: asyncio.TimerHandle | None = None
         self._idling: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -217,19 +222,24 @@ class Connection:
     # -- what the session tells -------------------------------------------------------------------
 
     def taken(self) -> None:
-        """Ask for the next frame: there is room for it."""
-        self._ask()
+        """Ask for the next frame: there is room for it. After frames that failed, not at once."""
+        if self._pause:
+            self._ask_after(self._pause)
+        else:
+            self._ask()
         if self._intake is not None:
             self._intake.taken()
 
     def failed(self, reason: str) -> None:
-        """Tell the client; it has been asked for the next frame already."""
+        """Tell the client; it has been asked for the next frame already, or will be."""
+        self._pause = min(max(PAUSE, 2 * self._pause), LONGEST_PAUSE)
         if self._intake is not None:
             self._intake.forget_last()
         self._say("error", f"the frame could not be made: {reason}")
 
     def shown(self) -> None:
         """Send the newest result, if the client wants it here."""
+        self._pause = 0.0
         self._to_show.set()
 
     def ended(self, ending: Ending) -> None:
@@ -371,7 +381,7 @@ class Connection:
         limit = self._service.settings.server.timeout
         if not limit or self._session is None:
             return
-        if self._session.waiting:
+        if self._session.waiting or self._asking is not None:
             self._heard_at = time.monotonic()  # the client waits for us, however long a frame takes
         remaining = self._heard_at + limit - time.monotonic()
         if remaining <= 0:

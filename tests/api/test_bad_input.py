@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image as Pillow
 from websockets.asyncio.client import connect
 
+from app.api.websocket import PAUSE
 from tests.api.conftest import SIZE, Client, MakeServer, Server, picture, until
 from tests.utils.test_image import chunked_png, huge_png, oriented, saved, scene, with_scans
 
@@ -207,7 +210,31 @@ async def test_a_frame_that_fails_is_told(server: Server, prompt: str, words: st
         heard = [await client.status(), await client.status()]
         assert {message["status"] for message in heard} == {"error", "send_frame"}
         assert any(words in message.get("message", "") for message in heard)
-        await still_alive(client)
+        await client.send(picture(100), prompt="alive")
+        assert (await client.result()).grey == 155
+
+
+async def test_frames_that_all_fail_are_asked_for_ever_less_often(make_server: MakeServer) -> None:
+    """Until one is made. Meanwhile the client is not idle: it was not asked."""
+    server = make_server(server={"timeout": 0.3})
+    asked: list[float] = []
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        while len(asked) < 8:
+            await client.send(picture(), prompt="nan")
+            while (await client.status())["status"] != "send_frame":
+                pass
+            asked.append(time.monotonic())
+        apart = [after - before for before, after in itertools.pairwise(asked)]
+        # One doubling less, where a frame was taken before it was known that the one before it failed.
+        assert all(pause > 0.9 * PAUSE * 2**count for count, pause in enumerate(apart[1:]))
+        await client.send(picture())
+        await client.result()
+        await client.credit()
+        began = time.monotonic()
+        await client.send(picture())
+        await client.credit()
+        assert time.monotonic() - began < apart[-1]
 
 
 @pytest.mark.parametrize(
