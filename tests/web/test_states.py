@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field
 from tests.api.conftest import MakeServer
 from tests.fakes import FakeRunner
 from tests.web.conftest import OpenStudio
-from tests.web.studio import difference
+from tests.web.studio import Studio, difference
 
 WITHOUT_CAMERA = "navigator.mediaDevices.enumerateDevices = async () => []"
 
@@ -25,6 +26,7 @@ def test_server_full_and_then_not(make_server: MakeServer, open_studio: OpenStud
     first.start()
     expect(first.page.locator("#figure-queue")).to_have_text("1 of 1", timeout=10_000)
     second = open_studio(server.http, script=WITHOUT_CAMERA, locale="zh-CN")
+    users = users_of(second)
     second.page.click("#start")
     notice = second.page.locator("#notice")
     expect(notice).to_contain_text("服务器已满")
@@ -33,6 +35,31 @@ def test_server_full_and_then_not(make_server: MakeServer, open_studio: OpenStud
     notice.get_by_role("button", name="重试").click()
     second.wait_for_results()
     expect(notice).to_be_hidden()
+    second.stop()
+    second.start()
+    refused, served, served_again = users
+    assert refused != served, "behind a proxy, another user may find room on another server"
+    assert served == served_again, "whoever watches the stream has its address"
+
+
+def test_a_user_of_ones_choice_stays_the_same(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    server = make_server(server={"max_queue_size": 1})
+    first = open_studio(server.http, script=WITHOUT_CAMERA)
+    first.start()
+    second = open_studio(f"{server.http}/?user=ann", script=WITHOUT_CAMERA)
+    users = users_of(second)
+    second.page.click("#start")
+    again = second.page.get_by_role("button", name="Try again")
+    again.click()
+    expect(again).to_be_visible()
+    assert users == ["ann", "ann"]
+
+
+def users_of(studio: Studio) -> list[str]:
+    """By whose name a page connects, from now on."""
+    users: list[str] = []
+    studio.page.on("websocket", lambda socket: users.append(urlsplit(socket.url).path.rpartition("/")[2]))
+    return users
 
 
 def test_model_loading_with_progress(make_server: MakeServer, open_studio: OpenStudio) -> None:

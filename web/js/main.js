@@ -21,12 +21,12 @@ const [ANIMATION] = KINDS;
 initLanguage();
 initTheme(byId("theme"));
 
-/** The stream's address stays the same as long as the page, or as long as one likes: `/?user=name`. */
+/** The stream's address stays the same once there is one, or as long as one likes: `/?user=name`. */
 let user = new URLSearchParams(location.search).get("user") ?? undefined;
 
 /** @type {Connection | null} */
 let connection = null;
-/** Where the results can be watched, from the first Start on. @type {string | null} */
+/** Where the results can be watched, once there may be some. @type {string | null} */
 let streamAddress = null;
 /** Whether the user wants results, although there may be no input yet. */
 let wanted = false;
@@ -156,7 +156,6 @@ async function start() {
     onSent: () => figures.sent(),
     again: start,
   });
-  ({ user, streamAddress } = connection.client);
   showState(connection.client.state);
 }
 
@@ -179,7 +178,10 @@ function showState(state) {
   words.dataset.i18n = running ? "stop" : "start";
   words.textContent = t(words.dataset.i18n);
   showQueue();
-  if (state === "live") showModel();
+  if (state !== "live") return;
+  // Not before: proxies place users by their ids, and whom a full server refused may find room under another one.
+  ({ user, streamAddress } = connection.client);
+  showModel();
 }
 
 byId("start").addEventListener("click", () => (connection ? stop() : start()));
