@@ -62,6 +62,18 @@ def test_a_tab_is_shared_and_shown(make_server: MakeServer, open_studio: OpenStu
     studio.wait_for_results(5)
 
 
+def test_a_camera_is_on_from_start_to_stop(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(make_server().http, script=ASKED + "window.hasty = true;")
+    ready = studio.page.get_by_text("Your camera starts when you do")
+    for _ in range(2):
+        expect(ready).to_be_visible()
+        assert not studio.page.evaluate("anyCameraOn()")
+        studio.start()
+        expect(ready).to_be_hidden()
+        assert studio.page.evaluate("anyCameraOn()")
+        studio.stop()
+
+
 def test_a_camera_that_is_unplugged(make_server: MakeServer, open_studio: OpenStudio) -> None:
     studio = open_studio(make_server().http, script=ASKED + "window.hasty = true;")
     studio.start()

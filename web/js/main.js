@@ -163,6 +163,12 @@ function stop() {
   connection?.client.stop();
 }
 
+/** Stop for good, as far as the user knows: a camera that stays on would be a surprise, and Start opens it again. */
+function stopAndLetGo() {
+  stop();
+  if (input.kind.id === "camera") input.choose(input.kind);
+}
+
 /** @param {import("../client/stream-client.js").State} state */
 function showState(state) {
   const running = state !== "stopped";
@@ -184,7 +190,7 @@ function showState(state) {
   showModel();
 }
 
-byId("start").addEventListener("click", () => (connection ? stop() : start()));
+byId("start").addEventListener("click", () => (connection ? stopAndLetGo() : start()));
 byId("idle-start").addEventListener("click", start);
 byId("language").addEventListener("click", switchLanguage);
 
