@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,23 +42,30 @@ PROMPT = "a portrait of a cat, oil on canvas"
 # -- peers --------------------------------------------------------------------------------------------
 
 
-def measure_peer(kind: str, flavour: str, steps: tuple[int, ...], seconds: float) -> Figures:
-    """One peer: one stream in every mode, and many streams one after the other."""
+def measure_peer(kind: str, flavour: str, steps: tuple[int, ...], seconds: float) -> Iterator[Figures]:
+    """One peer: one stream in every mode, and many streams one after the other. Yields what it has so far:
+    a peer that compiles may take longer than one likes to wait.
+    """
     device = torch.device("cuda")
     model = sd_turbo.model(device, torch.float16)
     images = pictures(8, peers.SIZE, peers.SIZE)
     found: Figures = {"one_stream": {}, "streams": {}}
     started_at = time.perf_counter()
+
+    def so_far() -> Figures:
+        found["seconds"] = {"all": round(time.perf_counter() - started_at, 2)}
+        found["memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        return found
+
     for mode in MODES:
         for count in steps:
             peer = _peer(kind, flavour, model, PROMPT, mode, count)
             found["one_stream"][f"{mode}, {count}"] = _time_peer(peer, mode, images, seconds)
-    found["seconds"] = {"all": round(time.perf_counter() - started_at, 2)}
-    for streams in PEER_STREAMS:
-        objects = [_peer(kind, flavour, model, f"{PROMPT} {n}", "image", 1) for n in range(streams)]
-        found["streams"][streams] = _serve_in_turn(objects, images, seconds)
-    found["memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return found
+            yield so_far()
+        for streams in PEER_STREAMS if mode == "image" else ():
+            objects = [_peer(kind, flavour, model, f"{PROMPT} {n}", mode, 1) for n in range(streams)]
+            found["streams"][streams] = _serve_in_turn(objects, images, seconds)
+            yield so_far()
 
 
 def _peer(kind: str, flavour: str, model: Any, prompt: str, mode: str, steps: int) -> peers.Peer:
@@ -215,27 +222,42 @@ def _stages(built: ours.Ours, batches: tuple[int, ...]) -> Figures:
 # -- the command --------------------------------------------------------------------------------------
 
 
-def isolated(function: Callable[..., Figures], *arguments: Any) -> Figures:
-    """Run in a process that has the GPU to itself; an error is a figure too."""
+def isolated(
+    function: Callable[..., Figures | Iterator[Figures]], *arguments: Any, limit: float | None = None
+) -> Figures:
+    """Run in a process that has the GPU to itself; an error is a figure too. After `limit` seconds it is
+    ended, and what it has yielded until then is the result.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
     process.start()
     sender.close()
+    end = None if limit is None else time.monotonic() + limit
+    figures: Figures = {}
     try:
-        figures: Figures = receiver.recv()
+        while receiver.poll(None if end is None else max(0.0, end - time.monotonic())):
+            figures = receiver.recv()
+        process.kill()
+        figures["error"] = f"ended after {limit:.0f} s"
     except EOFError:
-        figures = {"error": "the process died"}
+        pass
     process.join()
+    if process.exitcode != 0:
+        figures.setdefault("error", "the process died")
     return figures
 
 
-def _send(sender: Any, function: Callable[..., Figures], arguments: tuple[Any, ...]) -> None:
+def _send(
+    sender: Any, function: Callable[..., Figures | Iterator[Figures]], arguments: tuple[Any, ...]
+) -> None:
+    figures: Figures = {}
     try:
-        figures = function(*arguments)
+        made = function(*arguments)
+        for figures in made if isinstance(made, Iterator) else (made,):
+            sender.send(figures)
     except Exception as error:  # noqa: BLE001 - whatever a peer raises belongs into the table
-        figures = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    sender.send(figures)
+        sender.send(figures | {"error": f"{type(error).__name__}: {error}"[:2000]})
     sender.close()
 
 
@@ -257,6 +279,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--only", nargs="+", help="names of variants, in the order to run; else all")
+    parser.add_argument(
+        "--limit", type=float, help="seconds after which a variant is ended, its figures kept"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     require_gpu()
@@ -283,7 +308,7 @@ def main() -> None:
     for name in names:
         function, *rest = variants[name]
         started_at = time.perf_counter()
-        found[name] = isolated(function, *rest)
+        found[name] = isolated(function, *rest, limit=arguments.limit)
         found[name] |= {"machine": machine(), "wall_seconds": round(time.perf_counter() - started_at, 1)}
         print(name, found[name]["wall_seconds"], found[name].get("error", ""), flush=True)
         ordered = {key: found[key] for key in variants if key in found}

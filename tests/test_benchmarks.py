@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.front_end import Record, User, client_frame
+from benchmarks.gpu import isolated
 from benchmarks.proxies import figures, ray_before
 from benchmarks.results import save
 from benchmarks.serving import Server
@@ -79,3 +81,27 @@ def test_tables_leave_out_what_could_not_be_measured() -> None:
     found = {"ticks": {"fused": error}, "attention_us": error, "codec_ms": error}
     assert report.codec(found).splitlines() == ["|  | ms a picture |", "| --- | ---: |"]
     assert "error" not in report.attention(found) + report.kernels(found)
+
+
+def _measure(ending: str) -> Iterator[dict[str, int]]:
+    yield {"frames": 1}
+    yield {"frames": 2}
+    if ending == "raises":
+        raise RuntimeError("out of memory")
+    if ending == "dies":
+        os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("ending", "error"),
+    [
+        ("raises", {"error": "RuntimeError: out of memory"}),
+        ("dies", {"error": "the process died"}),
+    ],
+)
+def test_what_was_measured_before_an_error_is_kept(ending: str, error: dict[str, str]) -> None:
+    assert isolated(_measure, ending) == {"frames": 2, **error}
+
+
+def test_a_measurement_ends_at_its_limit() -> None:
+    assert isolated(_measure, "ends", limit=0) == {"error": "ended after 0 s"}
