@@ -1,5 +1,6 @@
 """Batches of three kinds of rows: scenes from noise, noised sources, and the model's own results again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from training.mini.drawing import Pool, as_bytes
 from training.mini.model import GRID
+from training.mini.ops import blur
 from training.mini.settings import Settings
 
 STRIDE = GRID[0] - GRID[1]
@@ -16,6 +18,8 @@ default strength's alone, where a model must take nothing for finished: warm pho
 """
 FULL = 500
 """Sources below this time step, the default strength's, are repainted in part."""
+SHARPEN = 0.5
+"""Of what a blur of one pixel takes away, added to what further steps learn."""
 
 
 @dataclass
@@ -68,12 +72,20 @@ class Batch:
     stages: Stages
     again: Tensor
 
-    def carry(self, predicted: Tensor) -> Carry:
+    def carry(self, predicted: Tensor, encode: Callable[[Tensor], Tensor]) -> Carry:
+        """The rows that go on, after this step's results; `encode` makes latents of pictures in [0, 1].
+
+        A pass blurs, and what it blurred is there still, only fainter: what comes after a first step is
+        learned from a sharpened picture.
+        """
         rows = self.again
+        first = self.stages.made[rows].eq(0).view(-1, 1, 1, 1)
+        pictures = self.pixels[rows].float() / 255
+        sharp = (pictures + SHARPEN * (pictures - blur(pictures, 1.0))).clamp(0, 1)
         return Carry(
             predicted[rows].nan_to_num(0, 0, 0),
-            self.target[rows],
-            self.pixels[rows],
+            torch.where(first, encode(sharp), self.target[rows]),
+            torch.where(first, as_bytes(sharp), self.pixels[rows]),
             self.tokens[rows],
             self.stages.of(rows).following(),
         )

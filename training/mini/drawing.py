@@ -85,10 +85,13 @@ class Drawer:
         sources = self.photographs(count, shape)
         return sources, apply(sources, request.style, request.mood), self.tokens([request] * count)
 
+    def scene_request(self) -> Request:
+        return scene_request(self.random)
+
     def scenes(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """Noise (B, 4, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
         noise = self.noise(count, shape)
-        request = scene_request(self.random)
+        request = self.scene_request()
         assert request.scene is not None
         if request.scene.kind in SHAPES:
             requests = [recoloured(request, self.random) for _ in range(count)]
@@ -123,7 +126,8 @@ class Pool:
         self.fill()
 
     @torch.no_grad()
-    def _encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures in [0, 1]."""
         x = (pictures.nan_to_num() * 2 - 1).to(self.run.vae.dtype, memory_format=self.run.layout)
         latents: Tensor = self.run.vae.encode(x).latents
         return latents
@@ -137,9 +141,9 @@ class Pool:
             self.source[part] = noise
         else:
             drawn, target, tokens = drawer.pictures(rows, self.shape)
-            self.source[part] = self._encode(drawn)
+            self.source[part] = self.encode(drawn)
             self.drawn[part] = as_bytes(drawn)
-        self.target[part] = self._encode(target)
+        self.target[part] = self.encode(target)
         self.pixels[part] = as_bytes(target)
         self.tokens[part] = tokens
 

@@ -244,15 +244,16 @@ class Parts(torch.nn.Module):
         """Write a diffusers pipeline folder in half precision."""
         half: dict[str, Any] = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in self.NAMES}
         absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+        tokenizer = build_tokenizer(words())  # one that was used would be written with its padding
         scheduler: Any = build_scheduler()
         pipeline = StableDiffusionPipeline(
             vae=half["vae"],
             text_encoder=half["text"],
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             unet=half["unet"],
             scheduler=scheduler,
             requires_safety_checker=False,
             **absent,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
-        save_vocabulary(self.tokenizer, folder / "tokenizer")
+        save_vocabulary(tokenizer, folder / "tokenizer")

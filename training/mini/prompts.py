@@ -94,9 +94,7 @@ LIGHT_WORDS: dict[str, tuple[str, ...]] = {
     "sun": ("with the sun", "sun", "sunshine", "bright sun", "sunny"),
     "moon": ("with the moon", "moon", "full moon", "moonlight"),
 }
-FLOWER_WORDS = (
-    "flowers", "a garden", "garden", "a meadow with flowers", "a field of flowers", "green hills, flowers",
-)  # fmt: skip
+FLOWER_WORDS = ("flowers", "a garden", "garden", "a meadow with flowers", "green hills, flowers")
 """A meadow in spring."""
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "ball", "disc", "dot"),

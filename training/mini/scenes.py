@@ -123,16 +123,21 @@ class _Canvas:
         knots = torch.where(index % 2 == (0 if even else 1), 0.68 + 0.32 * height, 0.14 + 0.1 * height)
         return functional.interpolate(knots, (1, self.width), mode="bilinear", align_corners=False)
 
-    def specks(self, channel: int, low: float, high: float, sigma: float) -> Tensor:
-        """A soft dot of radius `sigma` pixels at a fixed place in every 16-pixel block, as bright as its
-        noise says.
-        """
-        bright = smoothstep(low, high, self.cells(channel, 4, 4))
-        bright = functional.interpolate(bright, size=(self.height, self.width), mode="nearest")
+    def lots(self, channel: int, low: float = -0.3, high: float = 0.3) -> Tensor:
+        """One value in [0, 1] in every 16-pixel block, as its noise says: 0 below `low`, 1 above `high`."""
+        lots = smoothstep(low, high, self.cells(channel, 4, 4))
+        return functional.interpolate(lots, size=(self.height, self.width), mode="nearest")
+
+    def dots(self, sigma: float) -> Tensor:
+        """A soft dot of radius `sigma` pixels at a fixed place in every 16-pixel block."""
         right, below = torch.remainder(self.px, 32) // 16, torch.remainder(self.py, 32) // 16
         u = torch.remainder(self.px, 16) - (4.5 + 7 * right * (1 - below) + 3 * below)
         v = torch.remainder(self.py, 16) - (4.5 + 6 * right + 2 * below * (1 - right))
-        return bright * torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
+        return torch.exp(-((u * u + v * v) / (2 * sigma * sigma)))
+
+    def specks(self, channel: int, low: float, high: float, sigma: float) -> Tensor:
+        """The dots, each as bright as its noise says."""
+        return self.lots(channel, low, high) * self.dots(sigma)
 
     def rain(self) -> Tensor:
         """Slanting streaks in [0, 1], two in every 32-pixel square and the same for every seed: streaks that
@@ -474,12 +479,10 @@ def _meadow(c: _Canvas, scene: Scene) -> Tensor:
         paint = ground * gain * (1 + 0.16 * side * (1 - 3 * depth).clamp_min(0)) * (1.12 - 0.7 * depth)
         picture = lerp(picture, _lit(c, scene, paint.clamp(0, 1), far), c.above(line, 1.6))
     picture = _lone_tree(c, scene, picture)
-    if scene.season in ("spring", "summer") and scene.weather != "snow":
-        near = smoothstep(0.72, 0.86, c.y)
-        limit = -0.8 if scene.season == "spring" else 0.4
-        for channel, tone in ((2, (0.98, 0.85, 0.2)), (3, (0.95, 0.3, 0.4))):
-            flower = c.specks(channel, limit, limit + 0.6, 3.0)
-            picture = lerp(picture, c.rgb(tone) * c.rgb(_TINT[scene.time]), flower * near)
+    if scene.season == "spring" and scene.weather != "snow":
+        near = smoothstep(0.62, 0.72, c.y)
+        tone = lerp(c.rgb((0.98, 0.85, 0.2)), c.rgb((0.95, 0.25, 0.35)), c.lots(2))
+        picture = lerp(picture, tone * c.rgb(_TINT[scene.time]), c.dots(3.2) * near)
     return picture
 
 

@@ -7,11 +7,6 @@ one, or from a diffusers folder. A run in pieces says which share of the whole e
     python -m training.mini.train --minutes 9 --share 0 0.4 --out runs/1
     python -m training.mini.train --minutes 12 --share 0.4 1 --vae-minutes 0 --resume runs/1 --out runs/2
 
-What a word means can be mended on a CPU, in a quarter of an hour:
-
-    python -m training.mini.train --text-only --rows 16 --rate 5e-4 --critic-share 0 --vae-minutes 0 \
-        --minutes 18 --resume runs/2 --out runs/3
-
 `--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and what came of it.
 """
 
@@ -238,7 +233,6 @@ class Run:
         pools = {shape: Pool(self, shape) for shape in s.shapes}
         self.note(phase=2, step=0)
         main = s.shapes[0]
-        parts.unet.requires_grad_(not s.text_only)
         twin = Twin([parts.unet, parts.text], self.layout)
         rival = self.rival()
         steps = Steps(twin, self.vae, rival, self.ahead, s, self.graphs)
@@ -273,7 +267,7 @@ class Run:
             average.update()
             if shape == main:
                 steps.after()
-            carries[shape] = batch.carry(predicted)
+            carries[shape] = batch.carry(predicted, pools[shape].encode)
             total += figures
             summed += 1
             step += 1
@@ -322,9 +316,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     settings = SMALL if arguments.small else Settings()
     if arguments.rows is not None:
         settings = with_rows(settings, arguments.rows)
-    names = (
-        "minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed", "critic_share", "text_only",
-    )  # fmt: skip
+    names = ("minutes", "vae_minutes", "vae_rate", "rate", "warmup", "steps", "seed", "critic_share")
     chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.until is not None:
         chosen["minutes"] = (arguments.until - time.time()) / 60
@@ -351,7 +343,6 @@ def _compile(settings: Settings, device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(Ahead.SHARE)
     layout = torch.channels_last
     parts = Parts().to(device)
-    parts.unet.requires_grad_(not settings.text_only)
     twin = Twin([parts.unet, parts.text], layout)
     vae = quick(parts.vae, layout).requires_grad_(False)
     rival = Rival(Critic(parts.text.config.hidden_size).to(device), layout, settings.critic_rate)
@@ -381,9 +372,6 @@ def main(arguments_given: list[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, help="steps until that rate is reached")
     parser.add_argument(
         "--rows", type=int, help="rows of a step, of one picture size only: what a CPU can do"
-    )
-    parser.add_argument(
-        "--text-only", action="store_true", default=None, help="only the text encoder learns, no UNet"
     )
     parser.add_argument("--steps", type=int, help="stop the UNet after so many steps")
     parser.add_argument("--seed", type=int)
