@@ -18,6 +18,7 @@ from training.mini.graphs import Twin
 from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
 from training.mini.mend import Aimed, mend
+from training.mini.mend import main as mend_main
 from training.mini.model import GRID, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
@@ -171,6 +172,14 @@ def test_mending_leaves_the_autoencoder_as_it_is(tmp_path: Path) -> None:
     after = run.parts.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert {name.split(".")[0] for name in changed} == {"unet", "text"}
+
+
+def test_only_what_a_landscape_shows_can_be_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        mend_main(["autumn", "--kinds", "sea", "--resume", str(MODEL), "--out", str(tmp_path)])
+    assert "there is no sea; there are: mountains, lake, forest, meadow" in capsys.readouterr().err
 
 
 def test_average_goes_back_to_the_last_good_weights() -> None:

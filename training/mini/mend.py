@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from training.mini.prompts import (
     TIME_WORDS,
     WEATHER_WORDS,
     Request,
-)  # fmt: skip
+)
 from training.mini.settings import Settings, Shape
 from training.mini.train import Run
 
@@ -52,7 +52,7 @@ SETTINGS = replace(
     graphs=False,
 )
 SHARE = 0.5
-"""Of the scenes, those that have what is mended."""
+"""Of the landscapes, those that have what is mended."""
 HELD = 30.0
 """Weight of what the other rows changed, squared, beside the mended rows' difference to their target."""
 TRAITS = {"time": TIME_WORDS, "weather": WEATHER_WORDS, "season": SEASON_WORDS}
@@ -78,7 +78,7 @@ def kinds_with(trait: str, value: str) -> list[str]:
 class Aimed(Drawer):
     """Draws landscapes of some kinds mostly with one value of one trait."""
 
-    def __init__(self, run: Run, trait: str, value: str, kinds: Collection[str]) -> None:
+    def __init__(self, run: Run, trait: str, value: str, kinds: Sequence[str]) -> None:
         super().__init__(run.parts, run.settings, run.device)
         self.changed: Any = {trait: value, "light": "none"}
         self.kinds = kinds
@@ -91,7 +91,7 @@ class Aimed(Drawer):
         scene = request.scene
         if scene is None or scene.kind not in KIND_WORDS or self.random.random() > SHARE:
             return request
-        kind = self.random.choice(list(self.kinds))
+        kind = self.random.choice(self.kinds)
         return replace(request, scene=replace(scene, kind=kind, **self.changed))
 
     def found(self, batch: Batch) -> Tensor:
