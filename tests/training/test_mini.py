@@ -53,6 +53,12 @@ def test_small_run_trains_resumes_and_exports(tmp_path: Path) -> None:
 
     history = json.loads((second / "history.json").read_text())
     assert history[-1]["step"] == 5
+
+    third = tmp_path / "third"
+    main(["--small", "--vae-minutes", "0", "--minutes", "5", "--steps", "2", "--rows", "4",
+          "--resume", str(second), "--out", str(third)])  # fmt: skip
+    assert json.loads((third / "history.json").read_text())[-1]["rows"] == 2 * 4
+
     sampler = Sampler.from_folder(str(model))
     assert sampler.repaint(torch.rand(1, 3, 64, 64), "pencil sketch").shape == (1, 3, 64, 64)
     assert sampler.imagine("the sea", height=64, width=96, steps=2).shape == (1, 3, 64, 96)

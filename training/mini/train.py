@@ -7,7 +7,8 @@ one, or from a diffusers folder. A run in pieces says which share of the whole e
     python -m training.mini.train --minutes 9 --share 0 0.4 --out runs/1
     python -m training.mini.train --minutes 12 --share 0.4 1 --vae-minutes 0 --resume runs/1 --out runs/2
 
-`--export DIR` writes the diffusers folder at the end. LOG.md says what was tried and what came of it.
+`--export DIR` writes the diffusers folder at the end; `training.mini.mend` repairs single words later. LOG.md
+says what was tried and what came of it.
 """
 
 import argparse
