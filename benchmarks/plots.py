@@ -24,7 +24,7 @@ def main() -> None:
     from matplotlib import pyplot
 
     found: dict[str, Any] = json.loads((FOLDER / "gpu.json").read_text(encoding="utf-8"))
-    figure, (rate, age) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (rate, age) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for name, variant in found["variants"].items():
         loads = variant.get("streams", {})
         if not loads:
@@ -48,7 +48,7 @@ def main() -> None:
         ticks = sorted({int(c) for v in found["variants"].values() for c in v.get("streams", {})})
         axes.set_xticks(ticks, [str(count) for count in ticks])
         axes.grid(alpha=0.25)
-    rate.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.06))
+    figure.legend(*rate.get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right center")
     figure.suptitle(f"{found['machine']['gpu']}: SD-Turbo's architecture, 512×512, img2img, one step")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, metadata={"Date": None})
