@@ -147,12 +147,14 @@ def test_what_was_begun_goes_on_to_its_last_step(tmp_path: Path) -> None:
     run = Run(SMALL, torch.device("cpu"), tmp_path, None)
     pool = Pool(run, SMALL.shapes[0])
     batch = assemble(pool, None, SMALL, run.b, run.grid)
+    made: list[int] = []
     for _ in range(12):
         batch = assemble(pool, batch.carry(batch.target, pool.encode), SMALL, run.b, run.grid)
+        made += batch.stages.made.tolist()
         going = (batch.stages.made > 0) & (batch.stages.made + 1 < batch.stages.count)
         assert set(going.nonzero().flatten().tolist()) <= set(batch.again.tolist())
         assert (batch.stages.made < batch.stages.count).all()
-    assert int(batch.stages.made.max()) > 1
+    assert max(made) > 1
 
 
 def test_what_is_mended_are_scenes_named_so_of_every_step(tmp_path: Path) -> None:
