@@ -18,10 +18,6 @@ default strength's alone, where a model must take nothing for finished: warm pho
 """
 FULL = 500
 """Sources below this time step, the default strength's, are repainted in part."""
-FEW = 399
-"""Sources are rare from this time step down, less so at the lowest noise. There are further steps of the
-default strength: where sources are common, a result is taken for one, and its style laid on it again.
-"""
 SHARPEN = 0.5
 """Of what a blur of one pixel takes away, added to what further steps learn."""
 
@@ -97,13 +93,11 @@ class Batch:
 
 def _times(count: int, near: float, device: torch.device) -> Tensor:
     """Places in GRID for noised sources: a share around the default strength, the others anywhere below pure
-    noise, few just below FEW.
+    noise.
     """
     close = int(count * near)
     around = torch.randint(20, 30, (2, close), device=device).sum(0) // 2
-    far = torch.randint(1, 50, (count - close,), device=device)
-    low = torch.randint(GRID.index(FEW), 50, (2, count - close), device=device).amax(0)
-    return torch.cat([around, torch.where(far < GRID.index(FEW), far, low)])
+    return torch.cat([around, torch.randint(1, 50, (count - close,), device=device)])
 
 
 def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, grid: Tensor) -> Batch:

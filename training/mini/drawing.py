@@ -159,8 +159,13 @@ class Pool:
         self.next[scenes] += 1
 
     def refresh(self) -> None:
-        """Replace a few samples, scenes and repainted pictures by turns, and now and then some sources."""
+        """At every so many-th use, replace a few samples, scenes and repainted pictures by turns, and now and
+        then some sources.
+        """
         self.uses += 1
-        self._replace(min(self.shape.refresh, self.scenes), self.uses % 2 == 0)
-        if self.uses % self.run.settings.source_every == 0:
+        turn, rest = divmod(self.uses, self.run.settings.fresh_every)
+        if rest:
+            return
+        self._replace(min(self.shape.refresh, self.scenes), turn % 2 == 0)
+        if turn % self.run.settings.source_every == 0:
             self.run.drawer.renew_sources(self.shape)

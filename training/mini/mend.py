@@ -41,14 +41,14 @@ log = logging.getLogger("training.mini")
 
 SETTINGS = replace(
     Settings(),
-    shapes=(Shape(192, 192, 1, 12, 384, 192, 4),),
+    shapes=(Shape(192, 192, 1, 12, 384, 192, 12),),
     minutes=10.0,
     rate=1e-4,
     warmup=20,
     decay=0.98,
     scenes=0.6,
     source_group=12,
-    source_every=24,
+    source_every=8,
     graphs=False,
 )
 SHARE = 0.5
