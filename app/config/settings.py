@@ -122,8 +122,17 @@ def _dotenv() -> Mapping[str, str | None]:
         raise ConfigurationError(f"{ENV_FILE} is not UTF-8: {error}") from error
 
 
+def _places(variable: str) -> Iterator[tuple[str, str | None]]:
+    """Where a variable is set, in whatever case, and to what; the strongest first. Empty is not set."""
+    for source, names in (("", os.environ), (" in .env", _dotenv())):
+        for name, value in names.items():
+            if name.upper() == variable and value != "":
+                yield f"{name}{source}", value
+
+
 def _config_path() -> Path:
-    return Path(os.environ.get(CONFIG_VARIABLE) or _dotenv().get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+    paths = (value for _, value in _places(CONFIG_VARIABLE) if value is not None)
+    return Path(next(paths, DEFAULT_CONFIG))
 
 
 def _check_variables(source: str, names: Mapping[str, str | None]) -> list[str]:
@@ -158,12 +167,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _origin_of(key: str) -> str:
     """Return where the value of `key` came from: the strongest source that sets it."""
-    variable = variable_name(key)
-    for source, names in (("", os.environ), (" in .env", _dotenv())):
-        for name, value in names.items():
-            if name.upper() == variable and value != "":
-                return f"{name}{source}"
-    return str(_config_path())
+    places = (place for place, _ in _places(variable_name(key)))
+    return next(places, str(_config_path()))
 
 
 def _right_keys(path: str) -> list[str]:
