@@ -6,7 +6,7 @@ The types themselves stand in `app.config.schema`.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ _SERVICE_LINK = re.compile(
 
 class ConfigurationError(ValueError):
     """The configuration cannot be used; the message says what is wrong, one sentence a line."""
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, as YAML does; PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names: list[Any] = []
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            names.append(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _Sources(Settings, BaseSettings):
@@ -153,7 +165,7 @@ def _is_service_link(name: str) -> bool:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return the sections of a YAML file; a section whose keys are all commented out is left out."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
     except OSError as error:
         raise ConfigurationError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -345,6 +345,8 @@ def test_every_fault_is_told_at_once(config: Path) -> None:
     ("text", "sentence"),
     [
         ("pipeline: [", "is not valid YAML: "),
+        ("server: {port: 9}\npipeline: {}\nserver: {host: a}", "is not valid YAML: server stands twice"),
+        ("server:\n  port: 9\n  port: 8", "is not valid YAML: port stands twice"),
         ("- pipeline", "must hold the sections model, pipeline, performance, server"),
         ("pipeline: 3", "pipeline: must hold keys, not 3"),
     ],
