@@ -40,7 +40,6 @@ from app.core.pool import LruTable, RowPool
 from app.core.transfer import CudaTransfer, Download, HostTransfer, Mark, Transfer
 from app.models.model import Model
 from app.models.networks import Networks
-from app.models.safety import SafetyChecker
 from app.pipelines.base import MAX_STEPS, BasePipeline
 from app.utils.performance import PerformanceOptimizer
 
@@ -75,13 +74,11 @@ class Batch:
         forward: tuple[Mark, Mark],
         downloads: list[tuple[list[int], Download]],
         pace: Pace,
-        safety_checker: SafetyChecker | None,
     ) -> None:
         self.batch = batch
         self._begun, self._done = forward
         self._downloads = downloads
         self._pace = pace
-        self._safety_checker = safety_checker
         self._launched_at = time.monotonic()
         self._over = False
 
@@ -113,10 +110,7 @@ class Batch:
         with device_errors():
             for places, download in self._downloads:
                 pixels, finite = download.wait()
-                images = pixels.numpy()
-                if self._safety_checker is not None:
-                    images[self._safety_checker.unsafe(images)] = 0  # black, as diffusers does
-                for place, image, good in zip(places, images, finite.tolist(), strict=True):
+                for place, image, good in zip(places, pixels.numpy(), finite.tolist(), strict=True):
                     # A copy: every session keeps its newest picture, and would keep the whole batch with it.
                     found[place] = image.copy() if good else None
         return [found[place] for place in sorted(found)]
@@ -212,7 +206,7 @@ class DiffusionRunner:
             if not all(row.finishes for row in rows):  # nobody reads the slots of rows that leave
                 self._pool.write(indices[0], step.x, step.residual)
             self._pace.launched(time.monotonic() - started_at)
-            return Batch(batch, (begun, done), downloads, self._pace, self._model.safety_checker)
+            return Batch(batch, (begun, done), downloads, self._pace)
 
     @torch.inference_mode()
     def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:
@@ -314,7 +308,9 @@ class DiffusionRunner:
         return denoise.advance(x, residual, noise, prediction, negative, columns, self._guidance)
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures, and for each whether its latents and what the VAE made of them are finite."""
+        """The pictures, unsafe ones black, and for each whether its latents and what the VAE made of them are
+        finite.
+        """
         sums = [_sums(latents, len(latents))]
 
         def decode(latents: Tensor) -> Tensor:
@@ -323,6 +319,8 @@ class DiffusionRunner:
             return images
 
         pictures = pipeline.decode(replace(self._networks, decode=decode), latents)
+        if (checker := self._model.safety_checker) is not None:
+            pictures = pictures.masked_fill(checker.unsafe(pictures)[:, None, None, None], 0)
         return pictures, torch.isfinite(torch.stack(sums)).all(0)
 
     # -- from rows to vectors ---------------------------------------------------------------------

@@ -376,8 +376,8 @@ def test_an_unsafe_picture_is_shown_black_and_only_that() -> None:
     """Whatever place of a batch it has; the checker sees the pictures themselves."""
 
     class Checker:
-        def unsafe(self, images: Image) -> list[bool]:
-            return [image.tobytes() == unsafe.tobytes() for image in images]
+        def unsafe(self, images: Tensor) -> Tensor:
+            return (images == torch.from_numpy(unsafe)).flatten(1).all(1)
 
     frames = sessions()
     expected = run_together(create_runner(buckets=(4,)), frames)
@@ -387,3 +387,22 @@ def test_an_unsafe_picture_is_shown_black_and_only_that() -> None:
     images = run_together(create_runner(model, buckets=(4,)), frames)
     for place, (image, usual) in enumerate(zip(images, expected, strict=True)):
         np.testing.assert_array_equal(image, np.zeros_like(unsafe) if place == 2 else usual)
+
+
+def test_pictures_are_checked_where_they_are_made() -> None:
+    """When they are collected the device works for others already, who would be waited for."""
+    seen: list[int] = []
+
+    class Checker:
+        def unsafe(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return torch.ones(len(images), dtype=torch.bool)
+
+    model = dataclasses.replace(tiny.model(), safety_checker=cast(SafetyChecker, Checker()))
+    runner = create_runner(model)
+    launched = runner.launch((row(runner, frame(), 0),))
+    assert seen == [1]
+    (image,) = launched.collect()
+    assert seen == [1]
+    assert image is not None
+    assert not image.any()

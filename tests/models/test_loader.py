@@ -419,6 +419,10 @@ def safety_network(concept: float) -> Any:
     return network.eval()
 
 
+def pictures(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 40, 64, 3), np.uint8))
+
+
 @pytest.mark.parametrize(("threshold", "unsafe"), [(-2.0, True), (2.0, False)])
 def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float, unsafe: bool) -> None:
     folder = tiny.save(tmp_path)
@@ -426,8 +430,26 @@ def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float,
     change(folder, "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     checker = load_folder(folder, use_safety_checker=True).safety_checker
     assert isinstance(checker, SafetyChecker)
-    images = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3), np.uint8)
-    assert checker.unsafe(images) == [unsafe, unsafe]
+    assert checker.unsafe(pictures(2)).tolist() == [unsafe, unsafe]
+
+
+def test_pictures_are_unsafe_by_the_networks_own_rule() -> None:
+    """Which is stricter with what it takes special care of."""
+    network = safety_network(0.0)
+    torch.manual_seed(6)
+    for weights in (network.concept_embeds, network.special_care_embeds):
+        weights.data.normal_()
+    verdicts = set()
+    for special in (-1.0, 1.0):
+        network.special_care_embeds_weights.data.fill_(special)
+        for threshold in torch.linspace(0.4, 0.9, 100):
+            network.concept_embeds_weights.data.fill_(threshold)
+            checker, images = SafetyChecker(network), pictures(8)
+            inputs = checker._prepare(images)
+            _, expected = network(clip_input=inputs, images=list(images.numpy()))
+            assert checker.unsafe(images).tolist() == expected
+            verdicts.add((special, tuple(expected)))
+    assert len(verdicts) > 10
 
 
 def test_the_models_own_safety_checker_is_of_its_revision_and_variant(
