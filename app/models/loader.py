@@ -16,6 +16,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -120,9 +121,10 @@ def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     hint = " (model.single_file_config can name a model with its configuration)" if path.is_file() else ""
     with _failing(f"the model {model.model_id!r} cannot be loaded{hint}"):
         if path.is_file():
+            config = model.single_file_config
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(path),
-                config=model.single_file_config,
+                config=_cached_config(path, config) if model.local_files_only else config,
                 dtype=dtype,
                 local_files_only=model.local_files_only,
                 safety_checker=None,
@@ -139,6 +141,15 @@ def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
             )
         _check_weights(pipeline.unet, pipeline.vae)
     return pipeline
+
+
+def _cached_config(file: Path, name: str | None) -> str:
+    """The folder with a single file's configuration. diffusers would ask the network for what is not in the
+    cache, although it is told not to.
+    """
+    if name is None:
+        name = str(fetch_diffusers_config(load_single_file_checkpoint(file))["pretrained_model_name_or_path"])
+    return name if Path(name).is_dir() else snapshot_download(name, local_files_only=True)
 
 
 def _check_weights(*parts: Any) -> None:
