@@ -98,12 +98,12 @@ def test_sessions_together_are_each_alone_bit_for_bit(guidance: Guidance) -> Non
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_sessions_together_are_each_alone_in_any_batch(guidance: Guidance) -> None:
-    """Across batch sizes, where the CPU may add up in another order: to 1e-5."""
+    """Across batch sizes, where the CPU may add up in another order: to 1e-4, a hundredth of a grey level."""
     frames = sessions()
     together = precise(frames, (1, 2, 3, 4), guidance, together=True)
     alone = precise(frames, (1, 2, 3, 4), guidance, together=False)
     for mine, expected in zip(together, alone, strict=True):
-        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_slot_does_not_matter() -> None:
