@@ -118,7 +118,11 @@ def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Mo
 
 def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     path = Path(model.model_id)
-    hint = " (model.single_file_config can name a model with its configuration)" if path.is_file() else ""
+    hint = ""
+    if path.is_file():
+        hint = " (model.single_file_config can name a model with its configuration)"
+    elif not path.is_dir():
+        hint = " (no folder or file has this name here, so it was looked for on Hugging Face)"
     with _failing(f"the model {model.model_id!r} cannot be loaded{hint}"):
         if path.is_file():
             config = model.single_file_config
@@ -192,7 +196,9 @@ def _lora_file(lora_id: str, local_files_only: bool) -> Path:
         return path
     if path.is_dir():
         return path / _choose_weights(lora_id, [child.name for child in path.iterdir()])
-    if path.parent.is_dir() and len(path.parts) > 2:
+    # A file on the Hub has the two names of its repository before its own.
+    local = path.parent.is_dir() if len(path.parts) > 2 else path.suffix == ".safetensors"
+    if path.is_absolute() or local:
         raise FileNotFoundError("there is no such file")
     parts = lora_id.split("/")
     repository, file = "/".join(parts[:2]), "/".join(parts[2:])

@@ -252,12 +252,19 @@ def test_a_lora_of_several_files_is_refused_with_their_names(
     assert f"name one, as '{local}/a.safetensors'" in refusal(folder, loras=(LoraSettings(id=local),))
 
 
-def test_a_lora_without_weights_is_refused(folder: Path, tmp_path: Path, hub: Callable[..., Hub]) -> None:
+def test_a_lora_without_weights_is_refused(folder: Path, hub: Callable[..., Hub]) -> None:
     hub("README.md", "old/b.safetensors")
     assert "'some/lora' holds no weights" in refusal(folder, loras=(LoraSettings(id="some/lora"),))
     words = refusal(folder, loras=(LoraSettings(id="some/lora/c.safetensors"),))
     assert words.endswith("404 Client Error. Entry Not Found for url: c.safetensors.")
-    words = refusal(folder, loras=(LoraSettings(id=f"{tmp_path}/none.safetensors"),))
+
+
+@pytest.mark.parametrize("lora", ["{}/none.safetensors", "/none/none.safetensors", "none/none.safetensors"])
+def test_a_lora_that_can_only_be_a_file_is_not_looked_for_on_the_hub(
+    folder: Path, tmp_path: Path, hub: Callable[..., Hub], lora: str
+) -> None:
+    hub()
+    words = refusal(folder, loras=(LoraSettings(id=lora.format(tmp_path)),))
     assert words.endswith("there is no such file")
 
 
@@ -299,7 +306,9 @@ def refusal(folder: Path, pipeline: PipelineSettings = PLAIN, **more: Any) -> st
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks:UserWarning")  # of diffusers' own call
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
-    assert "nowhere/at-all" in refusal(Path("nowhere/at-all"), local_files_only=True)
+    words = refusal(Path("nowhere/at-all"), local_files_only=True)
+    assert "'nowhere/at-all'" in words
+    assert "no folder or file has this name here" in words
     assert "'missing/vae'" in refusal(tiny.save(tmp_path, "kl"), tiny_vae_id="missing/vae")
     words = refusal(folder, PipelineSettings(use_lcm_lora=True), lcm_lora_id="missing/lora")
     assert "'missing/lora'" in words
