@@ -240,6 +240,28 @@ async def test_a_client_that_waits_for_the_device_is_not_idle(make_server: MakeS
         assert client.socket.close_code == 4002
 
 
+async def test_a_client_that_waits_for_its_picture_to_be_decoded_is_not_idle(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind the large pictures of others."""
+    server = make_server(server={"timeout": 0.3})
+    codec, go_on = server.service.codec, threading.Event()
+    decode = codec._decode
+
+    def late(data: bytes) -> Any:
+        assert go_on.wait(10)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "_decode", late)
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(1))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.socket.recv(), 1)
+        go_on.set()
+        await client.credit()
+
+
 async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) -> None:
     loaded = threading.Event()
 
