@@ -29,7 +29,7 @@ class Shapes:
     Attributes:
         width: of a picture, pixels.
         height: likewise.
-        unet_batches: the UNet's batch sizes, ascending; guidance with a negative pass doubles them.
+        unet_batches: the UNet's batch sizes, ascending; full guidance doubles them.
         vae_batches: the VAE's batch sizes, ascending.
     """
 

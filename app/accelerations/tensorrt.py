@@ -46,10 +46,13 @@ class Acceleration(BaseAcceleration):
         library, problems = provider.find(model.device)
         if library is None:
             raise AccelerationError("; ".join(problems))
-        unet, encode, decode = (
-            self._engine(library, network, _facts(library, model, network, shapes), model.device, report)
-            for network in networks(model, shapes)
-        )
+        try:
+            unet, encode, decode = (
+                self._engine(library, network, _facts(library, model, network, shapes), model.device, report)
+                for network in networks(model, shapes)
+            )
+        except OSError as error:
+            raise AccelerationError(f"model.engine_dir cannot keep engines: {error}") from error
         model.unet.to("meta")  # its weights are in the engine; two copies may not fit
         return Networks(unet, encode, decode)
 

@@ -33,10 +33,12 @@ class Alike(Enum):
 
 Decoded = Image | Alike | PictureError
 Wanted = tuple[PictureFormat, int]
+Job = Callable[[], None]
 
 
 class Codec:
-    """A pool of threads that turns files into arrays of one size and back.
+    """A pool of threads that turns files into arrays of one size and back. What takes seconds has a thread of
+    its own: a few users with large pictures would hold all the others up.
 
     Not `concurrent.futures`: its futures, which nothing here needs, cost a tenth of the decoding itself.
 
@@ -44,17 +46,19 @@ class Codec:
         width: of the model, in pixels.
         height: of the model, in pixels.
         max_pixels: the most pixels that a picture of a client may have.
-        threads: how many pictures are worked on at once.
+        threads: how many pictures are worked on at once, besides a slow one.
     """
 
     def __init__(self, *, width: int, height: int, max_pixels: int, threads: int) -> None:
         # The pool is the parallelism; OpenCV's own threads would only compete with it.
         cv2.setNumThreads(1)
         self._decode = partial(pictures.decode, width=width, height=height, max_pixels=max_pixels)
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._slow: SimpleQueue[Job | None] = SimpleQueue()
+        self._queues = [*[self._jobs] * threads, self._slow]  # of each thread
         self._threads = [
-            threading.Thread(target=self._work, name=f"codec-{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(target=_work, args=(queue,), name=f"codec-{number}", daemon=True)
+            for number, queue in enumerate(self._queues)
         ]
         for thread in self._threads:
             thread.start()
@@ -65,7 +69,8 @@ class Codec:
         """Decode a picture, and pass it through a filter if there is one; ``then`` is called on this
         event loop with what comes of it.
         """
-        self._run(partial(self._prepare, data, skips), then)
+        decode = _job(partial(self._prepare, data, skips), then)
+        self._jobs.put(partial(self._sort, data, decode))
 
     async def encode(self, result: Result, picture_format: PictureFormat, quality: int) -> bytes:
         """The file of a result's picture. Whoever asks for the same one waits for the same work."""
@@ -77,9 +82,11 @@ class Codec:
         waiter: Waiter = asyncio.get_running_loop().create_future()
         if known is None:
             result.encodings[wanted] = [waiter]
-            self._run(
-                partial(pictures.encode, result.image, picture_format, quality),
-                partial(_keep, result.encodings, wanted),
+            self._jobs.put(
+                _job(
+                    partial(pictures.encode, result.image, picture_format, quality),
+                    partial(_keep, result.encodings, wanted),
+                )
             )
         else:
             known.append(waiter)
@@ -87,11 +94,12 @@ class Codec:
 
     def close(self) -> None:
         """End the threads after what they work on; what has not begun is dropped."""
-        with suppress(Empty):  # a thread may take the last one at any moment
-            while True:
-                self._jobs.get_nowait()
-        for _ in self._threads:
-            self._jobs.put(None)
+        for queue in (self._jobs, self._slow):
+            with suppress(Empty):  # a thread may take the last one at any moment
+                while True:
+                    queue.get_nowait()
+        for queue in self._queues:
+            queue.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -104,15 +112,23 @@ class Codec:
             return Alike.SKIPPED
         return image
 
-    def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-        self._jobs.put(partial(_report, asyncio.get_running_loop(), work, then))
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+    def _sort(self, data: bytes, decode: Job) -> None:
+        if pictures.is_slow(data):
+            self._slow.put(decode)
+        else:
+            decode()
 
 
 Waiter = asyncio.Future[bytes]
+
+
+def _work(queue: SimpleQueue[Job | None]) -> None:
+    while (job := queue.get()) is not None:
+        job()
+
+
+def _job(work: Callable[[], T], then: Callable[[T | Exception], None]) -> Job:
+    return partial(_report, asyncio.get_running_loop(), work, then)
 
 
 def _report(

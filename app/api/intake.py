@@ -67,6 +67,11 @@ class Intake:
         self._revision = -1
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is being decoded, or waits for that."""
+        return self._decoding or self._newest is not None
+
     def offer(self, frame: Frame) -> None:
         """Take a frame that has just arrived."""
         arrived = _Arrived(frame, time.monotonic())

@@ -80,7 +80,7 @@ class Parameters:
         self._planner = planner
         self._max_length = max_length
         self._text: str | None = None
-        self._values: dict[str, Any] | None = None
+        self._written: str | None = None
         self._tag = Tag()
         self._plan: Plan | None = None
         self._revision = -1
@@ -91,9 +91,10 @@ class Parameters:
         # A null stands for "not set": public pages send one for a range without a default.
         fields = self._planner.Params.model_fields
         values = {name: _number(message[name]) for name in fields if message.get(name) is not None}
-        if values != self._values or self._plan is None:
-            self._plan = self._make_plan(values)
-            self._values = values
+        written = json.dumps(values)  # in which true is not 1
+        if written != self._written or self._plan is None:
+            self._plan = self._make_plan(values, written)
+            self._written = written
             self._revision += 1
         self._text, self._tag = text, tag
         return self._plan, self._revision, tag
@@ -104,9 +105,9 @@ class Parameters:
             return None
         return self._plan, self._revision, self._tag
 
-    def _make_plan(self, values: dict[str, Any]) -> Plan:
+    def _make_plan(self, values: dict[str, Any], written: str) -> Plan:
         try:
-            return self._planner.plan(self._validate(values))
+            return self._planner.plan(self._validate(values, written))
         except ValueError:
             raise
         except Exception as error:
@@ -114,14 +115,14 @@ class Parameters:
             log.warning("the pipeline could not plan a frame", exc_info=error)
             raise ValueError(f"parameters: {type(error).__name__}: {error}") from error
 
-    def _validate(self, values: dict[str, Any]) -> BaseModel:
+    def _validate(self, values: dict[str, Any], written: str) -> BaseModel:
         for name, value in values.items():
             if isinstance(value, str) and len(value) > self._max_length:
                 raise ValueError(f"{name}: {len(value)} characters; at most {self._max_length} are allowed")
         try:
             # As JSON, where strictness knows enumerations by their values.
             return self._planner.Params.model_validate_json(
-                json.dumps(values), strict=True, by_alias=False, by_name=True
+                written, strict=True, by_alias=False, by_name=True
             )
         except ValidationError as error:
             raise ValueError("; ".join(map(_sentence, error.errors(include_url=False)))) from error

@@ -379,9 +379,9 @@ class Connection:
 
     def _watch_idleness(self) -> None:
         limit = self._service.settings.server.timeout
-        if not limit or self._session is None:
+        if not limit or self._session is None or self._intake is None:
             return
-        if self._session.waiting or self._asking is not None:
+        if self._session.waiting or self._intake.busy or self._asking is not None:
             self._heard_at = time.monotonic()  # the client waits for us, however long a frame takes
         remaining = self._heard_at + limit - time.monotonic()
         if remaining <= 0:

@@ -243,7 +243,8 @@ class PerformanceSettings(Section):
     )
     codec_threads: PositiveInt | None = Field(
         default=None,
-        description="Threads that decode and encode pictures; `null` is one for each CPU, at most 8.",
+        description="Threads that decode and encode pictures; `null` is one for each CPU, at most 8. One "
+        "more decodes large PNG, WebP and progressive JPEG pictures, which take seconds.",
     )
 
 

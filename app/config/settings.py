@@ -6,7 +6,7 @@ The types themselves stand in `app.config.schema`.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ class ConfigurationError(ValueError):
     """The configuration cannot be used; the message says what is wrong, one sentence a line."""
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, as YAML does; PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names: list[Any] = []
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            names.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
 class _Sources(Settings, BaseSettings):
     """The settings with their sources; apart, so that plain `Settings` can be built without reading any."""
 
@@ -122,8 +134,17 @@ def _dotenv() -> Mapping[str, str | None]:
         raise ConfigurationError(f"{ENV_FILE} is not UTF-8: {error}") from error
 
 
+def _places(variable: str) -> Iterator[tuple[str, str | None]]:
+    """Where a variable is set, in whatever case, and to what; the strongest first. Empty is not set."""
+    for source, names in (("", os.environ), (" in .env", _dotenv())):
+        for name, value in names.items():
+            if name.upper() == variable and value != "":
+                yield f"{name}{source}", value
+
+
 def _config_path() -> Path:
-    return Path(os.environ.get(CONFIG_VARIABLE) or _dotenv().get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+    paths = (value for _, value in _places(CONFIG_VARIABLE) if value is not None)
+    return Path(next(paths, DEFAULT_CONFIG))
 
 
 def _check_variables(source: str, names: Mapping[str, str | None]) -> list[str]:
@@ -144,7 +165,7 @@ def _is_service_link(name: str) -> bool:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return the sections of a YAML file; a section whose keys are all commented out is left out."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
     except OSError as error:
         raise ConfigurationError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -158,12 +179,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _origin_of(key: str) -> str:
     """Return where the value of `key` came from: the strongest source that sets it."""
-    variable = variable_name(key)
-    for source, names in (("", os.environ), (" in .env", _dotenv())):
-        for name, value in names.items():
-            if name.upper() == variable and value != "":
-                return f"{name}{source}"
-    return str(_config_path())
+    places = (place for place, _ in _places(variable_name(key)))
+    return next(places, str(_config_path()))
 
 
 def _right_keys(path: str) -> list[str]:

@@ -161,13 +161,25 @@ class Step(NamedTuple):
     residual: Tensor
 
 
-COLUMNS = len(Coefficients._fields) + 3
-"""Columns of the table on the device: the coefficients, guidance scale, delta, and 1.0 in a first stage."""
+COLUMNS = len(Coefficients._fields) + 2
+"""Columns of the table on the device: the coefficients, guidance scale and delta."""
 
 
-def table(rows: Sequence[tuple[Coefficients, float, float, bool]]) -> list[list[float]]:
-    """The table of (coefficients, guidance scale, delta, whether it is the first stage) per row."""
-    return [[*coefficients, scale, delta, float(first)] for coefficients, scale, delta, first in rows]
+def table(rows: Sequence[tuple[Coefficients, float, float]]) -> list[list[float]]:
+    """The table of (coefficients, guidance scale, delta) per row."""
+    return [[*coefficients, scale, delta] for coefficients, scale, delta in rows]
+
+
+def _columns(table: Tensor) -> tuple[Coefficients, Tensor, Tensor]:
+    """The table's columns, each (B, 1, 1, 1): the coefficients, by name, guidance scale and delta."""
+    *coefficients, scale, delta = table[:, :, None, None, None].unbind(1)
+    return Coefficients(*coefficients), scale, delta  # type: ignore[arg-type] # the same names, for tensors
+
+
+def initial_residual(x: Tensor, negative: Tensor, columns: Tensor) -> Tensor:
+    """What the residual noise of rows with "initialize" guidance begins as; arguments as of ``advance``."""
+    c, _, _ = _columns(columns)
+    return c.eps_x * x + c.eps_m * negative
 
 
 def advance(
@@ -186,20 +198,19 @@ def advance(
         residual: the residual noise s of each row, as ``x``.
         following_noise: the noise of each row's next stage, as ``x``.
         prediction: the model's output for the prompts, as ``x``.
-        negative: the model's output for the negative prompts, as ``x``; None where guidance needs none.
+        negative: the model's output for the negative prompts, as ``x``; None unless guidance is "full".
         columns: the table, (B, COLUMNS), float32.
         guidance: one of the paper's four kinds (section 3.2).
 
     Residual guidance takes for the negative prediction the noise that leads from x to a picture which stays
     the same at all steps of a frame: (x - signal * picture) / noise level. The picture is the frame's own
     for "self", whose residual begins as the noise it was given, and for "initialize" what the first step
-    makes of the negative prompt, whose residual begins as the noise predicted for that. Later steps need no
+    makes of the negative prompt, whose residual begins as the noise predicted for that. The steps need no
     negative pass: the residual makes the same affine step as x, so it stays the noise that leads to the same
     picture, but for the share of x that the boundary scalings keep, 1e-5 of it with the usual ones. The
     original carries it the same way, in a ring.
     """
-    *coefficients, scale, delta, first = columns[:, :, None, None, None].unbind(1)
-    c = Coefficients(*coefficients)  # type: ignore[arg-type] # the same names, for tensors
+    c, scale, delta = _columns(columns)
     if guidance == "none":
         denoised = c.x0_x * x + c.x0_m * prediction
         return Step(denoised, c.next_x0 * denoised + c.next_noise * following_noise, residual)
@@ -208,8 +219,6 @@ def advance(
         assert negative is not None
         unconditional = negative
     else:
-        if negative is not None:  # initialize: the first stage's residual is what the negative pass saw
-            residual = torch.where(first > 0, c.eps_x * x + c.eps_m * negative, residual)
         unconditional = c.m_x * x + c.m_eps * (delta * residual)
     # Written so that a scale of 1 is exactly the prediction itself.
     guided = prediction + (scale - 1.0) * (prediction - unconditional)

@@ -269,8 +269,8 @@ class Engine:
                     del self._raised[row.frame.session]
 
     def _starve(self, what: str) -> None:
-        """Note that not even one row, picture or prompt found memory; raise DeviceLostError if that has gone
-        on for long.
+        """Note that not even one row or prompt found memory; raise DeviceLostError if that has gone on for
+        long.
         """
         now = time.monotonic()
         if now - self._starving_since.setdefault(what, now) > STARVING:
@@ -299,16 +299,9 @@ class Engine:
             images = flight.launched.collect()
         except DeviceLostError:
             raise
-        except OutOfMemoryError as error:
-            self._degrade(len(flight.rows), str(error))
-            if len(flight.rows) == 1:
-                self._starve("picture")
-            return [Failed(row.frame, OUT_OF_MEMORY) for row in finished]
         except Exception as error:
             log.warning("the pictures of %d rows could not be collected", len(finished), exc_info=error)
             return [Failed(row.frame, f"{type(error).__name__}: {error}") for row in finished]
-        if finished:
-            self._starving_since.pop("picture", None)
         now = time.monotonic()
         events: list[Event] = [Ticked(len(flight.rows), flight.launched.batch, now - flight.started_at)]
         for row, image in zip(finished, images, strict=True):

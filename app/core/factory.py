@@ -75,11 +75,10 @@ def create_runner(
     model = load(settings.model, settings.pipeline, report)
     guidance: Guidance = settings.pipeline.cfg_type or ("none" if model.distilled else "self")
     width, height = settings.pipeline.width, settings.pipeline.height
-    paired = guidance in ("full", "initialize")
     shapes = Shapes(
         width=width,
         height=height,
-        unet_batches=tuple(sorted({*buckets, *(2 * size for size in buckets if paired)})),
+        unet_batches=tuple(sorted({*buckets, *(2 * size for size in buckets if guidance == "full")})),
         vae_batches=buckets,
     )
     networks = acceleration.networks(model, shapes, report)

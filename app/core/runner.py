@@ -1,6 +1,6 @@
 """One step of a batch of rows on the device: begin new rows, one UNet forward, advance, decode.
 
-The host's part of a step is to fill index vectors and a table of coefficients; the device's part is three
+The host's part of a step is to fill index vectors and a table of coefficients; the device's part is a few
 functions of tensors with static shapes, one batch size ("bucket") each, which is what lets CUDA graphs
 replay them. What a step makes of a row is written last, when its pictures are being decoded already, so a
 launch that raises can be repeated.
@@ -40,7 +40,6 @@ from app.core.pool import LruTable, RowPool
 from app.core.transfer import CudaTransfer, Download, HostTransfer, Mark, Transfer
 from app.models.model import Model
 from app.models.networks import Networks
-from app.models.safety import SafetyChecker
 from app.pipelines.base import MAX_STEPS, BasePipeline
 from app.utils.performance import PerformanceOptimizer
 
@@ -75,13 +74,11 @@ class Batch:
         forward: tuple[Mark, Mark],
         downloads: list[tuple[list[int], Download]],
         pace: Pace,
-        safety_checker: SafetyChecker | None,
     ) -> None:
         self.batch = batch
         self._begun, self._done = forward
         self._downloads = downloads
         self._pace = pace
-        self._safety_checker = safety_checker
         self._launched_at = time.monotonic()
         self._over = False
 
@@ -113,10 +110,7 @@ class Batch:
         with device_errors():
             for places, download in self._downloads:
                 pixels, finite = download.wait()
-                images = pixels.numpy()
-                if self._safety_checker is not None:
-                    images[self._safety_checker.unsafe(images)] = 0  # black, as diffusers does
-                for place, image, good in zip(places, images, finite.tolist(), strict=True):
+                for place, image, good in zip(places, pixels.numpy(), finite.tolist(), strict=True):
                     # A copy: every session keeps its newest picture, and would keep the whole batch with it.
                     found[place] = image.copy() if good else None
         return [found[place] for place in sorted(found)]
@@ -197,11 +191,14 @@ class DiffusionRunner:
             beginning = _grouped(rows, lambda row: row.frame.plan.mode if row.begins else None)
             with self._transfer.ahead():
                 # First what may copy from pageable memory, for which the host waits for all that is queued.
-                indices, table = self._step_inputs(rows, batch)
+                inputs = self._step_inputs(rows, batch)
+                negative_inputs = self._negative_inputs(rows)
                 for mode, places in beginning.items():
                     self._begin(mode, [rows[place] for place in places])
             begun = self._transfer.mark()
-            step = self._step(rows, indices, table)
+            if negative_inputs is not None:
+                self._execute(("negative", len(negative_inputs[1])), self._device_negative, *negative_inputs)
+            step: Step = self._execute(("step", batch), self._device_step, *inputs)
             done = self._transfer.mark()
             finished = _grouped(rows, lambda row: self._decoder(row) if row.finishes else None)
             with self._transfer.behind(step.denoised):
@@ -210,9 +207,9 @@ class DiffusionRunner:
                     for places in finished.values()
                 ]
             if not all(row.finishes for row in rows):  # nobody reads the slots of rows that leave
-                self._pool.write(indices[0], step.x, step.residual)
+                self._pool.write(inputs[0][0], step.x, step.residual)
             self._pace.launched(time.monotonic() - started_at)
-            return Batch(batch, (begun, done), downloads, self._pace, self._model.safety_checker)
+            return Batch(batch, (begun, done), downloads, self._pace)
 
     @torch.inference_mode()
     def warm_up(self, ticks: int, report: Callable[[str], None]) -> None:
@@ -221,14 +218,13 @@ class DiffusionRunner:
         size, so one is enough.
         """
         sizes = self._buckets if self._model.device.type == "cuda" else self._buckets[:1]
-        stages = 2 if self._guidance == "initialize" else 1  # whose later steps have no negative pass
         run = partial(self._run_alone, lru_cache(self.encode))
         costs = {}
         for size in reversed(sizes):  # graphs of smaller ones then fit into the memory of the largest's
             report(f"warming up: batch of {size}, the smallest is {sizes[0]}")
             for mode in self._pipelines:
                 for _ in range(WARM_CALLS):
-                    run(mode, size, stages)
+                    run(mode, size)
             costs[size] = statistics.median(run(mode, size) for _ in range(3))
         for _ in range(ticks):
             run(mode, sizes[0])
@@ -269,14 +265,10 @@ class DiffusionRunner:
         )
         return indices, self._table(batch, table, 1 + denoise.COLUMNS)
 
-    def _step(self, rows: Sequence[Row], indices: Tensor, table: Tensor) -> Step:
-        """The forward pass and everything per row around it."""
-        paired = self._guidance == "full" or (
-            self._guidance == "initialize" and any(row.begins for row in rows)
-        )
-        key = ("step", paired, len(table))
-        step: Step = self._execute(key, partial(self._device_step, paired), indices, table)
-        return step
+    def _negative_inputs(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor] | None:
+        """As for a step, of the rows that need a pass for their negative prompt alone; None if none does."""
+        beginning = [row for row in rows if row.begins and self._guidance == "initialize"]
+        return self._step_inputs(beginning, self._bucket(len(beginning))) if beginning else None
 
     def _decode(self, mode: Mode, denoised: Tensor, places: list[int]) -> Download:
         """Make the pictures of the rows at these places and send them to the host."""
@@ -299,11 +291,17 @@ class DiffusionRunner:
         latents = pipeline.begin(self._networks, images, noise, levels)
         self._pool.write(slots, latents.float(), noise)
 
-    def _device_step(self, paired: bool, indices: Tensor, table: Tensor) -> Step:
+    def _device_negative(self, indices: Tensor, table: Tensor) -> None:
+        slots, _, negatives, _ = indices.unbind()
+        x, _ = self._pool.read(slots)
+        negative = self._networks.unet(x, table[:, 0], self._prompts.data.index_select(0, negatives))
+        self._pool.write(slots, x, denoise.initial_residual(x, negative, table[:, 1:]))
+
+    def _device_step(self, indices: Tensor, table: Tensor) -> Step:
         slots, prompts, negatives, noise_rows = indices.unbind()
         timesteps, columns = table[:, 0], table[:, 1:]
         x, residual = self._pool.read(slots)
-        if paired:
+        if self._guidance == "full":
             texts = self._prompts.data.index_select(0, torch.cat([negatives, prompts]))
             both = self._networks.unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), texts)
             negative, prediction = both.chunk(2)
@@ -314,7 +312,9 @@ class DiffusionRunner:
         return denoise.advance(x, residual, noise, prediction, negative, columns, self._guidance)
 
     def _device_decode(self, pipeline: BasePipeline[Any], latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures, and for each whether its latents and what the VAE made of them are finite."""
+        """The pictures, unsafe ones black, and for each whether its latents and what the VAE made of them are
+        finite.
+        """
         sums = [_sums(latents, len(latents))]
 
         def decode(latents: Tensor) -> Tensor:
@@ -323,6 +323,8 @@ class DiffusionRunner:
             return images
 
         pictures = pipeline.decode(replace(self._networks, decode=decode), latents)
+        if (checker := self._model.safety_checker) is not None:
+            pictures = pictures.masked_fill(checker.unsafe(pictures)[:, None, None, None], 0)
         return pictures, torch.isfinite(torch.stack(sums)).all(0)
 
     # -- from rows to vectors ---------------------------------------------------------------------
@@ -347,10 +349,10 @@ class DiffusionRunner:
             timesteps[row.stage], None if row.finishes else timesteps[row.stage + 1]
         )
 
-    def _entry(self, row: Row) -> tuple[denoise.Coefficients, float, float, bool]:
+    def _entry(self, row: Row) -> tuple[denoise.Coefficients, float, float]:
         plan = row.frame.plan
         scale = denoise.effective_guidance(plan.guidance_scale, self._model.distilled)
-        return self._coefficients(row), scale, plan.delta, row.begins
+        return self._coefficients(row), scale, plan.delta
 
     def _noise_rows(self, wanted: list[tuple[int, int]]) -> list[int]:
         """Rows of the noise table by (seed, stage)."""
@@ -369,19 +371,17 @@ class DiffusionRunner:
 
     # -- warm-up ----------------------------------------------------------------------------------
 
-    def _run_alone(self, encode: Callable[[str], Embedding], mode: Mode, size: int, stages: int = 1) -> float:
-        """One frame in each of ``size`` rows that nobody asked for; returns the seconds of its last tick."""
+    def _run_alone(self, encode: Callable[[str], Embedding], mode: Mode, size: int) -> float:
+        """One step in each of ``size`` rows that nobody asked for; returns the seconds that it took."""
         pipeline = self._pipelines[mode]
         plan = pipeline.plan(pipeline.Params())
-        plan = replace(plan, timesteps=plan.timesteps[:1] * stages)
+        plan = replace(plan, timesteps=plan.timesteps[:1])
         image = np.full(self._picture, 127, np.uint8) if mode == "image" else None
         embeddings = tuple(encode(text) for text in plan.texts)
         frames = (FrameIn(SessionKey("", 0), n, plan, image, received_at=0.0) for n in range(size))
         rows = tuple(Row(slot, frame, 0.0, embeddings) for slot, frame in enumerate(frames))
-        for _ in range(stages):
-            started_at = time.perf_counter()
-            self.launch(rows).collect()
-            rows = tuple(row.advanced() for row in rows)
+        started_at = time.perf_counter()
+        self.launch(rows).collect()
         return time.perf_counter() - started_at
 
 

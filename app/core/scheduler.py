@@ -10,6 +10,9 @@ A batch that is not full takes as long as a full one. So where two smaller ticks
 tick would be, the first of them carries what fills it, and the others are first in the second; unless one of
 them would find no place there for long, behind frames of many steps.
 
+Where frames of many steps hold all rows, a frame of few would wait many times as long as it takes. One such
+frame a tick goes ahead, and a row makes way for it until the next tick.
+
 Pure bookkeeping: no threads, no clock of its own, no torch. It does not know what a frame looks like.
 """
 
@@ -32,7 +35,7 @@ class Scheduler:
     """Rows in flight, one waiting frame per session, and the order of service.
 
     Args:
-        buckets: the batch sizes that the runner has, ascending; the last is the most rows in flight.
+        buckets: the batch sizes that the runner has, ascending; the last is the most rows of a tick.
         stream_batch: whether one session may have several frames in flight.
         embeddings: what the runner needs of a frame's texts, or None while they are being made; a
             frame is not admitted before.
@@ -136,7 +139,11 @@ class Scheduler:
         room = min(carried, wanted) - len(rows)
         if _too_long(rows, idle[:room], idle[room : wanted - len(rows)]):
             room = wanted - len(rows)
+        flying = len(rows)
         rows += self._admit(idle, room)
+        if flying > 1 and (short := self._short(rows, idle[room:])) is not None:
+            del rows[flying - 1]  # another one than in the tick before, which is the first now
+            rows += self._admit([short], room=1)
         if self._stream_batch and 0 < wanted <= len(rows):
             again = [
                 (frame, texts)
@@ -159,6 +166,15 @@ class Scheduler:
             else:
                 del self._in_flight[row.slot]  # to the end of the turn
                 self._in_flight[row.slot] = row.advanced()
+
+    def _short(self, rows: list[Row], idle: list[Candidate]) -> Candidate | None:
+        """Who takes less than half as long as one of the rows, where they are all that there may be; None if
+        nobody does, or a row waits for its turn already.
+        """
+        if not len(rows) == self._limit == len(self._in_flight):
+            return None
+        longest = max(len(row.frame.plan.timesteps) - row.stage for row in rows)
+        return next((one for one in idle if 2 * len(one[0].plan.timesteps) < longest), None)
 
     def _ready(self) -> list[Candidate]:
         """The waiting frames whose embeddings are there, least recently served session first."""

@@ -16,6 +16,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -117,12 +118,17 @@ def load(model: ModelSettings, pipeline: PipelineSettings, report: Report) -> Mo
 
 def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
     path = Path(model.model_id)
-    hint = " (model.single_file_config can name a model with its configuration)" if path.is_file() else ""
+    hint = ""
+    if path.is_file():
+        hint = " (model.single_file_config can name a model with its configuration)"
+    elif not path.is_dir():
+        hint = " (no folder or file has this name here, so it was looked for on Hugging Face)"
     with _failing(f"the model {model.model_id!r} cannot be loaded{hint}"):
         if path.is_file():
+            config = model.single_file_config
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(path),
-                config=model.single_file_config,
+                config=_cached_config(path, config) if model.local_files_only else config,
                 dtype=dtype,
                 local_files_only=model.local_files_only,
                 safety_checker=None,
@@ -139,6 +145,15 @@ def _load_pipeline(model: ModelSettings, dtype: torch.dtype) -> Any:
             )
         _check_weights(pipeline.unet, pipeline.vae)
     return pipeline
+
+
+def _cached_config(file: Path, name: str | None) -> str:
+    """The folder with a single file's configuration. diffusers would ask the network for what is not in the
+    cache, although it is told not to.
+    """
+    if name is None:
+        name = str(fetch_diffusers_config(load_single_file_checkpoint(file))["pretrained_model_name_or_path"])
+    return name if Path(name).is_dir() else snapshot_download(name, local_files_only=True)
 
 
 def _check_weights(*parts: Any) -> None:
@@ -181,7 +196,9 @@ def _lora_file(lora_id: str, local_files_only: bool) -> Path:
         return path
     if path.is_dir():
         return path / _choose_weights(lora_id, [child.name for child in path.iterdir()])
-    if path.parent.is_dir() and len(path.parts) > 2:
+    # A file on the Hub has the two names of its repository before its own.
+    local = path.parent.is_dir() if len(path.parts) > 2 else path.suffix == ".safetensors"
+    if path.is_absolute() or local:
         raise FileNotFoundError("there is no such file")
     parts = lora_id.split("/")
     repository, file = "/".join(parts[:2]), "/".join(parts[2:])

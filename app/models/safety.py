@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from numpy.typing import NDArray
+from diffusers.pipelines.stable_diffusion.safety_checker import (
+    StableDiffusionSafetyChecker,
+    cosine_distance,
+)
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # type: ignore[attr-defined]
@@ -50,12 +51,17 @@ class SafetyChecker:
         return cls(network.to(device).eval())
 
     @torch.inference_mode()
-    def unsafe(self, images: NDArray[np.uint8]) -> list[bool]:
-        """Whether each picture, (B, H, W, 3) RGB, is unsafe."""
-        inputs = self._prepare(torch.from_numpy(images).to(self._network.device))
-        # The checker replaces what it finds in the list it is given; only its verdict is wanted.
-        _, flags = self._network(clip_input=inputs.to(self._network.dtype), images=list(images))
-        return [bool(flag) for flag in flags]
+    def unsafe(self, images: Tensor) -> Tensor:
+        """Whether each picture, (B, H, W, 3), uint8, RGB, is unsafe, (B,), all on the device.
+
+        The network's own ``forward`` comes to the same verdict, but waits for the device.
+        """
+        network = self._network
+        seen = network.visual_projection(network.vision_model(self._prepare(images).to(network.dtype))[1])
+        special = _excess(seen, network.special_care_embeds, network.special_care_embeds_weights)
+        stricter = 0.01 * (special > 0).any(1, keepdim=True)
+        concepts = _excess(seen, network.concept_embeds, network.concept_embeds_weights - stricter)
+        return (concepts > 0).any(1)
 
     def _prepare(self, images: Tensor) -> Tensor:
         """CLIP's preparation: the shorter side to its size, the centre, normalised."""
@@ -67,3 +73,9 @@ class SafetyChecker:
         top, left = (size[0] - self._size) // 2, (size[1] - self._size) // 2
         pixels = pixels[:, :, top : top + self._size, left : left + self._size]
         return (pixels - self._mean) / self._std
+
+
+def _excess(seen: Tensor, concepts: Tensor, thresholds: Tensor) -> Tensor:
+    """By how much each picture is more like each concept than it may be, (B, concepts), to three decimals."""
+    likeness: Tensor = cosine_distance(seen, concepts)
+    return (likeness.float() - thresholds).round(decimals=3)

@@ -39,6 +39,9 @@ have room for those of half an hour."""
 MAX_CHUNKS = 10_000
 """The most parts of a PNG, which are handled one by one in Python."""
 
+LARGE = 2**21
+"""Pixels of a picture that is larger than a camera's frame of 1080 lines."""
+
 _ORIENTATION = 0x0112
 _SHORT = 3
 _EXIF = b"Exif\0\0"
@@ -114,6 +117,17 @@ def check(header: Header, *, max_pixels: int) -> None:
         raise PictureError(
             f"the picture is rotated by its EXIF orientation ({header.orientation}); send it upright"
         )
+
+
+def is_slow(data: bytes) -> bool:
+    """Whether a picture takes seconds to decode: a large one, unless it is a JPEG of one scan, which is made
+    smaller on the way.
+    """
+    try:
+        header = read_header(data)
+    except PictureError:
+        return False
+    return header.width * header.height > LARGE and (header.format != "JPEG" or header.scans > 1)
 
 
 def decode(data: bytes, *, width: int, height: int, max_pixels: int) -> Array:

@@ -112,6 +112,18 @@ def test_an_engine_that_the_library_refuses_is_built_anew(
     assert made == b"new"
 
 
+def test_a_folder_that_cannot_be_used_is_an_error(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(__name__="tensorrt", __version__="10")
+    monkeypatch.setattr(provider, "find", lambda _device: (library, []))
+    monkeypatch.setattr(tensorrt, "_gpu", lambda _device: "sm89")
+    file = tmp_path / "engines"
+    file.touch()
+    with pytest.raises(AccelerationError, match=f"model.engine_dir cannot keep engines: .*'{file}/"):
+        tensorrt.Acceleration(file).networks(model, SHAPES, Words())
+
+
 def test_what_cannot_be_parsed_is_an_error(unet: Network, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(AccelerationError, match=r"TensorRT cannot read the UNet: .+"):

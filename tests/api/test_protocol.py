@@ -80,6 +80,13 @@ def test_every_change_counts() -> None:
     assert revisions == [0, 1, 1, 2]
 
 
+def test_what_is_refused_is_refused_whatever_came_before() -> None:
+    """In Python, True is equal to 1."""
+    machine = assembler("video")
+    frame(feed(machine, NEXT, '{"num_inference_steps": 1}')[1])
+    assert "num_inference_steps: " in refusal(feed(machine, NEXT, '{"num_inference_steps": true}')[1])
+
+
 def test_a_tag_comes_along() -> None:
     made = frame(feed(assembler("video"), NEXT, '{"frame_id": 9007199254740991, "frame_time": 1.5}')[1])
     assert made.tag == Tag(9007199254740991, 1.5)

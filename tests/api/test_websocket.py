@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from app.core.messages import StartError
+from app.utils.image import encode
 from benchmarks.front_end import client_frame
 from tests.api.conftest import Client, MakeServer, Server, picture, until
 from tests.fakes import FakeRunner
@@ -238,6 +240,59 @@ async def test_a_client_that_waits_for_the_device_is_not_idle(make_server: MakeS
         assert 0.3 < time.monotonic() - began < 3
         await client.socket.wait_closed()
         assert client.socket.close_code == 4002
+
+
+async def test_a_client_that_waits_for_its_picture_to_be_decoded_is_not_idle(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind the large pictures of others."""
+    server = make_server(server={"timeout": 1})
+    codec, go_on = server.service.codec, threading.Event()
+    decode = codec._decode
+
+    def late(data: bytes) -> Any:
+        assert go_on.wait(10)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "_decode", late)
+    async with server.client(query="?output=ws") as client:
+        await client.begin()
+        await client.send(picture(1))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.socket.recv(), 2)
+        go_on.set()
+        await client.credit()
+
+
+async def test_large_pictures_of_some_hold_up_nobody_else(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(performance={"codec_threads": 1})
+    codec, begun, go_on = server.service.codec, threading.Event(), threading.Event()
+    decode, large = codec._decode, encode(np.full((1500, 1500, 3), 100, np.uint8), "webp", 1)
+
+    def held(data: bytes) -> Any:
+        if data == large:
+            begun.set()
+            assert go_on.wait(10)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "_decode", held)
+    async with (
+        server.client("bob", "?output=ws") as bob,
+        server.client("cat", "?output=ws") as cat,
+        server.client("ann", "?output=ws") as ann,
+    ):
+        for client in (bob, cat, ann):
+            await client.begin()
+        for client in (bob, cat):
+            await client.send(large)
+        await until(begun.is_set)
+        await ann.send(picture(100))
+        assert (await ann.result()).grey == 155
+        go_on.set()
+        for client in (bob, cat):
+            assert (await client.result()).grey == 155
 
 
 async def test_who_comes_while_the_model_loads_waits(make_server: MakeServer) -> None:

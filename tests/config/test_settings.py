@@ -111,6 +111,18 @@ def test_yaml_path_may_stand_in_dotenv(tmp_path: Path) -> None:
     assert load_settings().server.port == 9
 
 
+@pytest.mark.parametrize("dotenv", [True, False])
+def test_yaml_path_may_be_named_in_any_case(
+    dotenv: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text("server: {port: 9}")
+    if dotenv:
+        (tmp_path / ".env").write_text(f"{CONFIG_VARIABLE.lower()}={tmp_path / 'other.yaml'}\n")
+    else:
+        monkeypatch.setenv(CONFIG_VARIABLE.lower(), str(tmp_path / "other.yaml"))
+    assert load_settings().server.port == 9
+
+
 def test_plain_settings_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMDIFFUSION_PIPELINE__WIDTH", "256")
     assert Settings().pipeline.width == 512
@@ -333,6 +345,8 @@ def test_every_fault_is_told_at_once(config: Path) -> None:
     ("text", "sentence"),
     [
         ("pipeline: [", "is not valid YAML: "),
+        ("server: {port: 9}\npipeline: {}\nserver: {host: a}", "is not valid YAML: server stands twice"),
+        ("server:\n  port: 9\n  port: 8", "is not valid YAML: port stands twice"),
         ("- pipeline", "must hold the sections model, pipeline, performance, server"),
         ("pipeline: 3", "pipeline: must hold keys, not 3"),
     ],

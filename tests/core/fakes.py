@@ -90,18 +90,15 @@ class PlayedBatch:
         self._runner.fail_at("collect")
         if any(row.frame.plan.prompt == "torn" for row in self._rows):
             raise RuntimeError("the pictures are torn")
-        if any(row.frame.plan.prompt == "unchecked" and row.finishes for row in self._rows):
-            raise OutOfMemoryError("no memory to check the pictures")
         return [self._runner.paint(row) for row in self._rows if row.finishes]
 
 
 class PlayedRunner:
     """Paints one grey, the frame's number.
 
-    The prompts "crash", "lost", "nan", "torn", "bad prompt" and "long prompt" do what they say; for
-    the pictures of "unchecked" there is no memory when they are collected. ``memory`` is the most rows a
-    batch may have; ``faults`` are raised by the next launches, in their order; ``lost_at`` is where the
-    device gets lost: "encode", "wait" or "collect".
+    The prompts "crash", "lost", "nan", "torn", "bad prompt" and "long prompt" do what they say. ``memory``
+    is the most rows a batch may have; ``faults`` are raised by the next launches, in their order; ``lost_at``
+    is where the device gets lost: "encode", "wait" or "collect".
     """
 
     description: dict[str, str | int | bool] = {"model": "played"}  # noqa: RUF012 - as the protocol has it

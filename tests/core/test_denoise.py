@@ -40,7 +40,7 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def columns(*rows: tuple[denoise.Coefficients, float, float, bool]) -> Tensor:
+def columns(*rows: tuple[denoise.Coefficients, float, float]) -> Tensor:
     return torch.tensor(denoise.table(rows), dtype=torch.float64)
 
 
@@ -99,7 +99,7 @@ def test_every_step_is_that_of_the_lcm_scheduler(prediction: Prediction, scaling
         generator = torch.Generator().manual_seed(3)
         theirs = scheduler.step(output, timestep, x, generator)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-        c = columns((schedule.coefficients(timestep, following), 1.0, 1.0, True)).float()
+        c = columns((schedule.coefficients(timestep, following), 1.0, 1.0)).float()
         ours = denoise.advance(x, noise, noise, output, None, c, "none")
         scale = float(theirs.denoised.abs().max())
         torch.testing.assert_close(ours.denoised / scale, theirs.denoised / scale, atol=2e-6, rtol=0)
@@ -254,16 +254,19 @@ def tick(schedule: NoiseSchedule, frames: list[Frame], predict: Predict, guidanc
         stream, stage = frame.stream, frame.stage
         last = stage == stream.stages - 1
         c = schedule.coefficients(stream.timesteps[stage], None if last else stream.timesteps[stage + 1])
-        lines.append((c, stream.scale, stream.delta, stage == 0))
+        lines.append((c, stream.scale, stream.delta))
         following.append(stream.noise[stage if last else stage + 1])
         prompted.append(predict(frame.x, stream.timesteps[stage], stream.prompt))
         negative.append(predict(frame.x, stream.timesteps[stage], stream.negative))
+        if guidance == "initialize" and stage == 0:
+            batch = frame.x[None], negative[-1][None], columns(lines[-1])
+            frame.residual = denoise.initial_residual(*batch)[0]
     step = denoise.advance(
         torch.stack([frame.x for frame in frames]),
         torch.stack([frame.residual for frame in frames]),
         torch.stack(following),
         torch.stack(prompted),
-        torch.stack(negative) if guidance in ("full", "initialize") else None,
+        torch.stack(negative) if guidance == "full" else None,
         columns(*lines),
         guidance,
     )
@@ -432,10 +435,10 @@ def test_predictions_differ_in_words_only(
 @pytest.mark.parametrize("guidance", ["full", "self", "initialize"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_scale_of_one_is_the_prediction_itself(guidance: Guidance, prediction: Prediction) -> None:
-    c = columns((tiny.schedule(prediction).coefficients(999, 499), 1.0, 0.7, True)).float()
+    c = columns((tiny.schedule(prediction).coefficients(999, 499), 1.0, 0.7)).float()
     x, residual, noise, output, negative = randn(5, 1, *SHAPE, seed=9).float()
     without = denoise.advance(x, residual, noise, output, None, c, "none")
-    paired = negative if guidance != "self" else None
+    paired = negative if guidance == "full" else None
     guided = denoise.advance(x, residual, noise, output, paired, c, guidance)
     assert torch.equal(guided.denoised, without.denoised)
     assert torch.equal(guided.x, without.x)
@@ -445,13 +448,13 @@ def test_each_row_has_a_scale_of_its_own() -> None:
     c = tiny.schedule().coefficients(499, None)
     x, residual, noise, output, negative = randn(5, 2, *SHAPE, seed=9)
     both = denoise.advance(
-        x, residual, noise, output, negative, columns((c, 1.0, 1.0, True), (c, 3.0, 1.0, True)), "full"
+        x, residual, noise, output, negative, columns((c, 1.0, 1.0), (c, 3.0, 1.0)), "full"
     )
     for row, scale in enumerate((1.0, 3.0)):
         one = slice(row, row + 1)
         alone = denoise.advance(
             x[one], residual[one], noise[one], output[one], negative[one],
-            columns((c, scale, 1.0, True)), "full",
+            columns((c, scale, 1.0)), "full",
         )  # fmt: skip
         assert torch.equal(both.denoised[one], alone.denoised)
 

@@ -545,37 +545,6 @@ async def test_no_memory_for_any_row_for_long_ends_the_engine(monkeypatch: pytes
         assert it.failures == ["DeviceLostError: no memory even for one row, for 0 s"]
 
 
-async def test_no_memory_to_collect_pictures_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """The safety checker looks at them on the device then."""
-    async with running() as it:
-        await it.together(*(frame(user, prompt="unchecked") for user in "abcd"))
-        await it.ended(5)
-        assert {event.reason for event in it.of(Failed)} == {"the device is out of memory"}
-        assert it.engine.degraded == "out of memory with 4 rows in a batch; from now on at most 2"
-        assert it.engine.capacity == 2
-        it.submit(frame("a", 2, prompt="x"))
-        await it.ended(6)
-        assert it.users(Done) == ["holder", "a"]
-    assert not [record for record in caplog.records if record.exc_info]
-
-
-async def test_no_memory_for_any_picture_for_long_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though every row is launched, and steps that finish nothing are collected."""
-    monkeypatch.setattr("app.core.engine.STARVING", 0.0)
-    async with running() as it:
-        it.submit(frame("a", 1, prompt="unchecked"))
-        await it.ended(1)
-        assert it.engine.state == "ready"
-        it.submit(frame("b", 1, prompt="x"))
-        await it.ended(2)
-        it.submit(frame("a", 2, prompt="unchecked"))
-        await it.ended(3)
-        assert it.engine.state == "ready", "there was memory meanwhile"
-        it.submit(frame("a", 3, prompt="unchecked", steps=3))
-        await it.until(lambda: bool(it.failures))
-        assert it.failures == ["DeviceLostError: no memory even for one picture, for 0 s"]
-
-
 async def test_no_memory_for_a_prompt_is_told_and_for_long_ends_the_engine(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,12 +98,12 @@ def test_sessions_together_are_each_alone_bit_for_bit(guidance: Guidance) -> Non
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_sessions_together_are_each_alone_in_any_batch(guidance: Guidance) -> None:
-    """Across batch sizes, where the CPU may add up in another order: to 1e-5."""
+    """Across batch sizes, where the CPU may add up in another order: to 1e-4, a hundredth of a grey level."""
     frames = sessions()
     together = precise(frames, (1, 2, 3, 4), guidance, together=True)
     alone = precise(frames, (1, 2, 3, 4), guidance, together=False)
     for mine, expected in zip(together, alone, strict=True):
-        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_slot_does_not_matter() -> None:
@@ -181,8 +181,9 @@ def test_a_launch_that_raises_can_be_repeated(network: str, guidance: Guidance) 
     frames = [frame(number=1, num_inference_steps=2), frame(number=2, num_inference_steps=1, prompt="b")]
     expected = run_together(create_runner(guidance=guidance), frames)
     networks = tiny.model().networks()
-    # At the second call of UNet and decoder a row has made a step already, which nothing would undo.
-    fault = Fault(getattr(networks, network), 1 if network == "encode" else 2)
+    # At the last of these calls of UNet and decoder a row has made a step already, which nothing would undo.
+    call = 1 if network == "encode" else 3 if (network, guidance) == ("unet", "initialize") else 2
+    fault = Fault(getattr(networks, network), call)
     runner = create_runner(networks=dataclasses.replace(networks, **{network: fault}), guidance=guidance)
     rows = {slot: row(runner, one, slot) for slot, one in enumerate(frames)}
     found: dict[int, Image | None] = {}
@@ -322,11 +323,22 @@ def test_few_shapes_are_executed() -> None:
     for delays in ([0, 0, 0, 0], [0, 1, 2, 3], [1, 2, 0, 0], [4, 3, 2, 1], [0, 0, 0, 5], [0, 0, 9, 9]):
         run_together(runner, frames, delays)
     assert len({key for key, _shapes in keys}) == len(keys), "one key stands for one set of shapes"
-    assert {key[1] for key, _shapes in keys if key[0] == "step"} == {True, False}, (
-        "passes are not doubled in vain"
-    )
-    # Per size: begin in two modes, a step with and without the negative pass, decode.
+    # Per size: begin in two modes, the negative pass, a step, decode.
     assert len(keys) <= 3 * 5
+
+
+def test_a_negative_pass_is_made_only_for_who_begins() -> None:
+    networks = tiny.model().networks()
+    sizes: list[int] = []
+
+    def unet(latents: Tensor, *others: Tensor) -> Tensor:
+        sizes.append(len(latents))
+        return networks.unet(latents, *others)
+
+    runner = create_runner(networks=dataclasses.replace(networks, unet=unet), guidance="initialize")
+    frames = [frame("video", number=number, num_inference_steps=3) for number in range(4)]
+    run_together(runner, frames, [0, 0, 0, 1])
+    assert sizes == [4, 4, 1, 4, 4, 1]  # three rows are padded to four
 
 
 def test_warm_up_embeds_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,8 +388,8 @@ def test_an_unsafe_picture_is_shown_black_and_only_that() -> None:
     """Whatever place of a batch it has; the checker sees the pictures themselves."""
 
     class Checker:
-        def unsafe(self, images: Image) -> list[bool]:
-            return [image.tobytes() == unsafe.tobytes() for image in images]
+        def unsafe(self, images: Tensor) -> Tensor:
+            return (images == torch.from_numpy(unsafe)).flatten(1).all(1)
 
     frames = sessions()
     expected = run_together(create_runner(buckets=(4,)), frames)
@@ -387,3 +399,22 @@ def test_an_unsafe_picture_is_shown_black_and_only_that() -> None:
     images = run_together(create_runner(model, buckets=(4,)), frames)
     for place, (image, usual) in enumerate(zip(images, expected, strict=True)):
         np.testing.assert_array_equal(image, np.zeros_like(unsafe) if place == 2 else usual)
+
+
+def test_pictures_are_checked_where_they_are_made() -> None:
+    """When they are collected the device works for others already, who would be waited for."""
+    seen: list[int] = []
+
+    class Checker:
+        def unsafe(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return torch.ones(len(images), dtype=torch.bool)
+
+    model = dataclasses.replace(tiny.model(), safety_checker=cast(SafetyChecker, Checker()))
+    runner = create_runner(model)
+    launched = runner.launch((row(runner, frame(), 0),))
+    assert seen == [1]
+    (image,) = launched.collect()
+    assert seen == [1]
+    assert image is not None
+    assert not image.any()

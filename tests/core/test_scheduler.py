@@ -217,6 +217,37 @@ def test_with_a_limit_rows_take_turns() -> None:
     assert [users(tick(scheduler)) for _ in range(5)] == ["ab", "cd", "ab", "cd", "ef"]
 
 
+def test_a_frame_of_few_steps_does_not_wait_for_those_of_many() -> None:
+    """Nor do all frames of few steps together take more than a row of them, who make way in turn."""
+    scheduler = create(4)
+    for user in "abcd":
+        scheduler.offer(frame(user, steps=16))
+    assert users(tick(scheduler)) == "abcd"
+    for user in "efgh":
+        scheduler.offer(frame(user))
+    assert [users(tick(scheduler)) for _ in range(5)] == ["abce", "dabf", "cdag", "bcdh", "abcd"]
+
+
+def test_a_frame_of_half_as_many_steps_waits_for_its_turn() -> None:
+    scheduler = create(2)
+    for user in "ab":
+        scheduler.offer(frame(user, steps=5))
+    tick(scheduler)
+    scheduler.offer(frame("c", steps=2))
+    assert [users(tick(scheduler)) for _ in range(5)] == ["ab", "ab", "ab", "ab", "c"]
+
+
+def test_a_place_that_becomes_free_is_not_for_few_steps_alone() -> None:
+    scheduler = create(3)
+    for user in "abc":
+        scheduler.offer(frame(user, steps=8 if user != "c" else 1))
+    tick(scheduler)
+    scheduler.offer(frame("d", steps=8))
+    scheduler.offer(frame("e"))
+    assert users(tick(scheduler)) == "ade"
+    assert users(tick(scheduler)) == "bad"
+
+
 @pytest.mark.parametrize(("rows", "capacity"), [(0, 1), (1, 1), (3, 3), (99, 4)])
 def test_limits(rows: int, capacity: int) -> None:
     scheduler = create(1, 2, 4)
@@ -389,6 +420,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ended: Counter[int] = Counter()  # by number
         self.patience: dict[SessionKey, int] = {}  # ticks that the waiting frame may still have to wait
         self.stood: dict[int, int] = {}  # ticks that a row in flight was left out, by number
+        self.slots: set[int] = set()  # of the last tick
 
     # What happens around the scheduler.
 
@@ -485,11 +517,13 @@ class AnyOrder(RuleBasedStateMachine):
         for row in rows:
             if row.frame.number not in self.flying:
                 assert row.begins
+                assert row.slot not in self.slots, "the last batch may still be using it"
                 assert row.frame is self.waiting.pop(row.frame.session), "the newest one runs"
                 assert row.frame.plan.prompt not in self.missing
                 self.flying[row.frame.number] = row.frame
                 self.patience.pop(row.frame.session)
             assert not self.ended[row.frame.number]
+        self.slots = {row.slot for row in rows}
         if not rows:
             assert not self.flying
             assert not self.ready()
@@ -558,6 +592,11 @@ class AnyOrderWithPadding(AnyOrder):
     most_steps = 3
 
 
+class AnyOrderWithManySteps(AnyOrder):
+    buckets = (1, 2, 3)
+    most_steps = 4
+
+
 EFFORT = settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = EFFORT
@@ -565,3 +604,5 @@ TestAnyOrderWithStreamBatch = AnyOrderWithStreamBatch.TestCase
 TestAnyOrderWithStreamBatch.settings = EFFORT
 TestAnyOrderWithPadding = AnyOrderWithPadding.TestCase
 TestAnyOrderWithPadding.settings = EFFORT
+TestAnyOrderWithManySteps = AnyOrderWithManySteps.TestCase
+TestAnyOrderWithManySteps.settings = EFFORT

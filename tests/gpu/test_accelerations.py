@@ -13,7 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
+from transformers import CLIPConfig
 
 from app.accelerations import _load, load_acceleration
 from app.accelerations._cuda_graph import GraphExecutor
@@ -23,6 +25,7 @@ from app.core.messages import SLOTS_PER_ROW, FrameIn, Image, Plan, Row, SessionK
 from app.core.runner import Batch, DiffusionRunner, execute
 from app.models.model import Model
 from app.models.networks import Networks
+from app.models.safety import SafetyChecker
 from app.pipelines import load_pipelines
 from benchmarks import sd_turbo
 from benchmarks.streams import pictures
@@ -257,3 +260,16 @@ def test_a_function_that_raises_while_it_is_captured_can_be_called_again(device:
     kept = call("key", lambda t: t, x)["double"]
     call("key", lambda t: t, 5 * x)
     assert kept.tolist() == [2, 2, 2]  # a result is the caller's own
+
+
+def test_pictures_are_checked_within_a_graph(device: torch.device) -> None:
+    torch.manual_seed(0)
+    vision = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    network: Any = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=64))
+    checker = SafetyChecker(network.to(device, torch.float16).eval())
+    images = torch.from_numpy(np.stack(pictures(4, SIZE, SIZE))).to(device)
+    graph = GraphExecutor(device)
+    with torch.inference_mode():
+        for threshold, unsafe in 3 * ((-2.0, True), (2.0, False)):  # a graph reads weights when it runs
+            network.concept_embeds_weights.data.fill_(threshold)
+            assert graph("check", checker.unsafe, images).tolist() == 4 * [unsafe]

@@ -252,12 +252,19 @@ def test_a_lora_of_several_files_is_refused_with_their_names(
     assert f"name one, as '{local}/a.safetensors'" in refusal(folder, loras=(LoraSettings(id=local),))
 
 
-def test_a_lora_without_weights_is_refused(folder: Path, tmp_path: Path, hub: Callable[..., Hub]) -> None:
+def test_a_lora_without_weights_is_refused(folder: Path, hub: Callable[..., Hub]) -> None:
     hub("README.md", "old/b.safetensors")
     assert "'some/lora' holds no weights" in refusal(folder, loras=(LoraSettings(id="some/lora"),))
     words = refusal(folder, loras=(LoraSettings(id="some/lora/c.safetensors"),))
     assert words.endswith("404 Client Error. Entry Not Found for url: c.safetensors.")
-    words = refusal(folder, loras=(LoraSettings(id=f"{tmp_path}/none.safetensors"),))
+
+
+@pytest.mark.parametrize("lora", ["{}/none.safetensors", "/none/none.safetensors", "none/none.safetensors"])
+def test_a_lora_that_can_only_be_a_file_is_not_looked_for_on_the_hub(
+    folder: Path, tmp_path: Path, hub: Callable[..., Hub], lora: str
+) -> None:
+    hub()
+    words = refusal(folder, loras=(LoraSettings(id=lora.format(tmp_path)),))
     assert words.endswith("there is no such file")
 
 
@@ -299,7 +306,9 @@ def refusal(folder: Path, pipeline: PipelineSettings = PLAIN, **more: Any) -> st
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks:UserWarning")  # of diffusers' own call
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
-    assert "nowhere/at-all" in refusal(Path("nowhere/at-all"), local_files_only=True)
+    words = refusal(Path("nowhere/at-all"), local_files_only=True)
+    assert "'nowhere/at-all'" in words
+    assert "no folder or file has this name here" in words
     assert "'missing/vae'" in refusal(tiny.save(tmp_path, "kl"), tiny_vae_id="missing/vae")
     words = refusal(folder, PipelineSettings(use_lcm_lora=True), lcm_lora_id="missing/lora")
     assert "'missing/lora'" in words
@@ -419,6 +428,10 @@ def safety_network(concept: float) -> Any:
     return network.eval()
 
 
+def pictures(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 40, 64, 3), np.uint8))
+
+
 @pytest.mark.parametrize(("threshold", "unsafe"), [(-2.0, True), (2.0, False)])
 def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float, unsafe: bool) -> None:
     folder = tiny.save(tmp_path)
@@ -426,8 +439,26 @@ def test_the_models_own_safety_checker_is_used(tmp_path: Path, threshold: float,
     change(folder, "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     checker = load_folder(folder, use_safety_checker=True).safety_checker
     assert isinstance(checker, SafetyChecker)
-    images = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 3), np.uint8)
-    assert checker.unsafe(images) == [unsafe, unsafe]
+    assert checker.unsafe(pictures(2)).tolist() == [unsafe, unsafe]
+
+
+def test_pictures_are_unsafe_by_the_networks_own_rule() -> None:
+    """Which is stricter with what it takes special care of."""
+    network = safety_network(0.0)
+    torch.manual_seed(6)
+    for weights in (network.concept_embeds, network.special_care_embeds):
+        weights.data.normal_()
+    verdicts = set()
+    for special in (-1.0, 1.0):
+        network.special_care_embeds_weights.data.fill_(special)
+        for threshold in torch.linspace(0.4, 0.9, 100):
+            network.concept_embeds_weights.data.fill_(threshold)
+            checker, images = SafetyChecker(network), pictures(8)
+            inputs = checker._prepare(images)
+            _, expected = network(clip_input=inputs, images=list(images.numpy()))
+            assert checker.unsafe(images).tolist() == expected
+            verdicts.add((special, tuple(expected)))
+    assert len(verdicts) > 10
 
 
 def test_the_models_own_safety_checker_is_of_its_revision_and_variant(

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from app.config.schema import ModelSettings, PipelineSettings
-from app.models.loader import load
+from app.models.loader import ModelLoadError, load
 from tests import tiny
 
 RESNET = {
@@ -143,3 +144,35 @@ def test_a_single_file_is_what_its_configuration_says(
     )
     pipeline = PipelineSettings(use_lcm_lora=False, use_tiny_vae=False)
     assert load(settings, pipeline, lambda _words: None).distilled is distilled
+
+
+@pytest.mark.parametrize("named", [None, "some/model"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_single_files_configuration_is_of_the_cache_where_the_network_is_not_wanted(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, cached: bool
+) -> None:
+    """Which file it is of, the weights tell."""
+    parts.save_pretrained(tmp_path / "folder")
+    file = tmp_path / "model.safetensors"
+    write(parts, file)
+    asked: list[str] = []
+
+    def snapshot(repository: str, local_files_only: bool, **_: Any) -> str:
+        assert local_files_only, "the network is asked"
+        asked.append(repository)
+        if not cached:
+            raise LocalEntryNotFoundError("it is not in the cache")
+        return str(tmp_path / "folder")
+
+    for module in ("app.models.loader", "diffusers.loaders.single_file"):
+        monkeypatch.setattr(f"{module}.snapshot_download", snapshot)
+    settings = ModelSettings(
+        model_id=str(file), device="cpu", single_file_config=named, local_files_only=True
+    )
+    pipeline = PipelineSettings(use_lcm_lora=False, use_tiny_vae=False)
+    if cached:
+        load(settings, pipeline, lambda _words: None)
+    else:
+        with pytest.raises(ModelLoadError, match="it is not in the cache"):
+            load(settings, pipeline, lambda _words: None)
+    assert asked == [named or "stable-diffusion-v1-5/stable-diffusion-v1-5"]

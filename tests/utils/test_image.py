@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from app.utils.image import PictureError, decode, encode, fit, read_header
+from app.utils.image import PictureError, decode, encode, fit, is_slow, read_header
 
 Array = NDArray[np.uint8]
 
@@ -234,6 +234,22 @@ def test_a_png_of_millions_of_chunks_costs_nothing() -> None:
     with pytest.raises(PictureError, match="more than 10000 chunks"):
         take(data)
     assert time.thread_time() - began < 0.05
+
+
+@pytest.mark.parametrize(
+    ("data", "slow"),
+    [
+        (huge_png(1500), True),
+        (huge_webp(1500), True),
+        (saved(np.zeros((1500, 1500, 3), np.uint8), "JPEG", progressive=True), True),
+        (saved(np.zeros((1500, 1500, 3), np.uint8), "JPEG"), False),
+        (huge_png(1400), False),
+        (b"no picture", False),
+    ],
+    ids=["png", "webp", "progressive", "jpeg", "small", "none"],
+)
+def test_what_takes_long_is_known_before_it_is_decoded(data: bytes, slow: bool) -> None:
+    assert is_slow(data) == slow
 
 
 def chunked_png(count: int) -> bytes:
