@@ -6,7 +6,7 @@ import pytest
 
 from tests.api.conftest import MakeServer
 from tests.web.conftest import OpenStudio
-from tests.web.test_states import WITHOUT_CAMERA
+from tests.web.test_states import WITHOUT_CAMERA, Described
 
 
 @pytest.mark.parametrize("width", [320, 1280])
@@ -23,3 +23,23 @@ def test_nothing_is_wider_than_the_window(
     box = page.locator("#language").bounding_box()
     assert box is not None
     assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_help_is_in_sight_wherever_its_button_is(
+    make_server: MakeServer, open_studio: OpenStudio, place: str
+) -> None:
+    server = make_server()
+    server.image.Params = Described
+    page = open_studio(server.http, script=WITHOUT_CAMERA, viewport={"width": 390, "height": 600}).page
+    for name in ("Strength", "Note"):
+        button = page.get_by_role("button", name=f"What is “{name}”?")
+        button.evaluate(f"(button) => button.scrollIntoView({{ block: '{place}' }})")
+        button.evaluate("(button) => button.click()")  # by itself, `click()` would scroll
+        box = page.locator(":popover-open").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 600
+        page.keyboard.press("Escape")
