@@ -305,6 +305,24 @@ def test_an_example_is_chosen_while_something_else_is_typed(
     expect(studio.page.locator("#chips").get_by_role("button", name="a lighthouse")).to_be_visible()
 
 
+def test_an_input_method_has_the_last_word(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """What is typed for Chinese words, and seen in the box meanwhile, is sent to nobody."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    page = studio.page
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data))))
+    studio.start()
+    page.fill("#prompt", "")
+    keys = page.context.new_cdp_session(page)
+    keys.send("Input.imeSetComposition", {"text": "xue shan", "selectionStart": 8, "selectionEnd": 8})
+    expect(page.locator("#prompt")).to_have_value("xue shan")
+    page.wait_for_timeout(500)  # a prompt is used after half of it
+    keys.send("Input.insertText", {"text": "雪山"})
+    while not any("雪山" in text for text in sent):
+        studio.wait_for_results()
+    assert not any("xue" in text for text in sent)
+
+
 def test_the_address_can_be_copied_after_a_stop(make_server: MakeServer, open_studio: OpenStudio) -> None:
     studio = open_studio(f"{make_server().http}/?user=obs", script=WITHOUT_CAMERA)
     studio.start()
