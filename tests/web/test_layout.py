@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.api.conftest import MakeServer
 from tests.web.conftest import OpenStudio
@@ -43,3 +44,18 @@ def test_help_is_in_sight_wherever_its_button_is(
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= 600
         page.keyboard.press("Escape")
+
+
+def test_on_a_phone_the_input_covers_no_words(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    studio = open_studio(
+        make_server().http, script=WITHOUT_CAMERA, viewport={"width": 375, "height": 667}, is_mobile=True
+    )
+    studio.start()
+    studio.page.fill("#prompt", "nan")
+    words = studio.page.locator("#toast")
+    expect(words).to_be_visible()
+    begin = """(words) => {
+        const { left, top, bottom } = words.getBoundingClientRect();
+        return document.elementFromPoint(left + 5, (top + bottom) / 2) === words;
+    }"""
+    assert words.evaluate(begin)
