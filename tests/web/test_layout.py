@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.api.conftest import MakeServer
 from tests.web.conftest import OpenStudio
-from tests.web.test_states import WITHOUT_CAMERA, Described
+from tests.web.test_states import WITHOUT_CAMERA, Described, EveryField
 
 
 @pytest.mark.parametrize("width", [320, 1280])
@@ -59,3 +59,26 @@ def test_on_a_phone_the_input_covers_no_words(make_server: MakeServer, open_stud
         return document.elementFromPoint(left + 5, (top + bottom) / 2) === words;
     }"""
     assert words.evaluate(begin)
+
+
+def test_no_field_makes_an_iphone_zoom_in(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """As it does where the type of a field that is touched has less than 16 pixels."""
+    server = make_server()
+    server.image.Params = EveryField
+    studio = open_studio(
+        server.http,
+        script=WITHOUT_CAMERA,
+        viewport={"width": 390, "height": 844},
+        is_mobile=True,
+        has_touch=True,
+    )
+    studio.choose("drawing")
+    expect(studio.page.locator("#source-tools select")).to_have_count(2)
+    sizes = studio.page.evaluate(
+        """Array.from(
+            document.querySelectorAll("textarea, select, input:is([type=text], [type=number])"),
+            (field) => parseFloat(getComputedStyle(field).fontSize),
+        )"""
+    )
+    assert len(sizes) > 8
+    assert min(sizes) >= 16
