@@ -82,3 +82,21 @@ def test_no_field_makes_an_iphone_zoom_in(make_server: MakeServer, open_studio: 
     )
     assert len(sizes) > 8
     assert min(sizes) >= 16
+
+
+def test_words_over_a_small_picture_begin_in_sight(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """A phone on its side, which came by plain HTTP."""
+    studio = open_studio(
+        make_server().http.replace("127.0.0.1", "insecure.test"),
+        camera=False,
+        viewport={"width": 667, "height": 375},
+        is_mobile=True,
+    )
+    studio.choose("camera")
+    notice = studio.page.locator("#input-notice")
+    pane, title = notice.bounding_box(), notice.locator("h2").bounding_box()
+    assert pane is not None
+    assert title is not None
+    assert title["y"] >= pane["y"]
+    notice.get_by_role("button", name="Use the animation").click()
+    expect(notice).to_be_hidden()
