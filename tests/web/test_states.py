@@ -134,6 +134,30 @@ def test_a_frame_that_fails_is_told_and_the_stream_goes_on(
     studio.prompt("all is well")
 
 
+def test_words_that_come_again_and_again_are_written_once(
+    make_server: MakeServer, open_studio: OpenStudio
+) -> None:
+    """A screen reader would read them aloud each time."""
+    studio = open_studio(make_server(server={"max_prompt_length": 30}).http, script=WITHOUT_CAMERA)
+    page = studio.page
+    heard: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda data: heard.append(str(data))))
+    studio.start()
+    page.fill("#prompt", 31 * "x")
+    expect(page.locator("#toast")).to_contain_text("at most 30 are allowed")
+    page.evaluate(
+        """() => {
+            window.written = 0;
+            const toast = document.getElementById("toast");
+            new MutationObserver(() => written++).observe(toast, { childList: true });
+        }"""
+    )
+    heard.clear()
+    while sum("error" in text for text in heard) < 3:
+        page.wait_for_timeout(50)
+    assert page.evaluate("written") == 0
+
+
 SCREEN = (
     WITHOUT_CAMERA
     + """
