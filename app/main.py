@@ -235,7 +235,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
         access_log=server.log_level == "debug",
         timeout_graceful_shutdown=max(1, int(server.shutdown_timeout / 2)),
     )
-    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    log.info("listening on %s", addresses(host, port))
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
@@ -243,6 +243,13 @@ def serve(app: FastAPI, settings: Settings) -> None:
         # libraries to be torn down.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+
+
+def addresses(host: str, port: int) -> str:
+    """Where the server can be found that listens on this. A page from 0.0.0.0 would get no camera."""
+    if host in {"0.0.0.0", "::"}:
+        return f"http://localhost:{port} and every other address of this machine"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -38,8 +38,10 @@ async def main(arguments: argparse.Namespace) -> None:
     """Repaint one picture after the other; one that cannot be taken is named and left out."""
     if arguments.target.resolve() == arguments.source.resolve():
         raise SystemExit("the results would take the pictures' place: name another folder for them")
+    pictures = sorted(path for path in arguments.source.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise SystemExit(f"there is no JPEG, PNG or WebP in {arguments.source}")
     arguments.target.mkdir(parents=True, exist_ok=True)
-    pictures = sorted(path for path in arguments.source.iterdir() if path.suffix.lower() in SUFFIXES)
     parameters = {"prompt": arguments.prompt, "strength": arguments.strength, "seed": arguments.seed}
     async with Client(arguments.server, parameters=parameters, quality=95) as client:
         for path in pictures:

@@ -18,6 +18,7 @@ ENGLISH = ROOT / "docs/configuration.md"
 CHINESE = ROOT / "docs/zh/configuration.md"
 TRANSLATED = {
     ROOT / "README.md": ROOT / "README.zh-CN.md",
+    ROOT / "examples/README.md": ROOT / "examples/README.zh-CN.md",
     **{
         page: page.parent / "zh" / page.name
         for page in ROOT.glob("docs/*.md")
@@ -104,7 +105,9 @@ def test_heads_of_the_chinese_tables_are_in_chinese() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

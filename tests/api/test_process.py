@@ -16,6 +16,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from app.main import addresses
 from tests.api.conftest import Client, picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,6 +144,19 @@ async def test_a_message_of_100_megabytes_does_not_close_the_connection() -> Non
         await client.expect("send_frame")
         await client.send(picture())
         await client.expect("send_frame")
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", "http://localhost:8000 and every other address of this machine"),
+        ("::", "http://localhost:8000 and every other address of this machine"),
+    ],
+)
+def test_the_log_names_an_address_that_a_browser_gives_its_camera_to(host: str, words: str) -> None:
+    assert addresses(host, 8000) == words
 
 
 def test_importing_does_nothing() -> None:

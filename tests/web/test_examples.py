@@ -93,12 +93,16 @@ def test_folder(make_server: MakeServer, tmp_path: Path) -> None:
     command[3] = f"{source}/../in"
     assert "name another folder" in run(command).stderr
     assert (source / "a.jpg").read_bytes() == picture(20)
+    command[2:4] = [str(tmp_path / "nowhere"), str(tmp_path / "nothing")]
+    assert run(command).stderr == f"there is no JPEG, PNG or WebP in {tmp_path / 'nowhere'}\n"
+    assert not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.parametrize("words", [["folder.py", ".", "painted", "a cat"], ["webcam.py", "a cat"]], ids=str)
 def test_without_a_server_they_end_with_a_sentence(
     words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(20))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     address = f"http://127.0.0.1:{free_port()}"

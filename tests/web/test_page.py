@@ -298,3 +298,15 @@ def test_keyboard_alone(embedded: ServerProcess, open_studio: OpenStudio) -> Non
     studio.page.keyboard.press("Enter")
     studio.wait_for_results(2)
     assert studio.page.input_value("#prompt") == "mosaic"
+
+
+def test_the_keyboard_goes_on_where_the_large_start_was(
+    embedded: ServerProcess, open_studio: OpenStudio
+) -> None:
+    studio = open_studio(embedded.address)
+    studio.page.focus("#idle-start")
+    studio.page.keyboard.press("Enter")
+    studio.wait_for_results()
+    expect(studio.page.locator("#start")).to_be_focused()
+    studio.page.keyboard.press("Enter")
+    expect(studio.page.locator("#stage")).to_have_attribute("data-state", "stopped")

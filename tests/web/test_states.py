@@ -134,6 +134,30 @@ def test_a_frame_that_fails_is_told_and_the_stream_goes_on(
     studio.prompt("all is well")
 
 
+def test_words_that_come_again_and_again_are_written_once(
+    make_server: MakeServer, open_studio: OpenStudio
+) -> None:
+    """A screen reader would read them aloud each time."""
+    studio = open_studio(make_server(server={"max_prompt_length": 30}).http, script=WITHOUT_CAMERA)
+    page = studio.page
+    heard: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda data: heard.append(str(data))))
+    studio.start()
+    page.fill("#prompt", 31 * "x")
+    expect(page.locator("#toast")).to_contain_text("at most 30 are allowed")
+    page.evaluate(
+        """() => {
+            window.written = 0;
+            const toast = document.getElementById("toast");
+            new MutationObserver(() => written++).observe(toast, { childList: true });
+        }"""
+    )
+    heard.clear()
+    while sum("error" in text for text in heard) < 3:
+        page.wait_for_timeout(50)
+    assert page.evaluate("written") == 0
+
+
 SCREEN = (
     WITHOUT_CAMERA
     + """
@@ -303,6 +327,24 @@ def test_an_example_is_chosen_while_something_else_is_typed(
     studio.page.mouse.up()
     expect(studio.page.locator("#prompt")).to_have_value("comic book")
     expect(studio.page.locator("#chips").get_by_role("button", name="a lighthouse")).to_be_visible()
+
+
+def test_an_input_method_has_the_last_word(make_server: MakeServer, open_studio: OpenStudio) -> None:
+    """What is typed for Chinese words, and seen in the box meanwhile, is sent to nobody."""
+    studio = open_studio(make_server().http, script=WITHOUT_CAMERA)
+    page = studio.page
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data))))
+    studio.start()
+    page.fill("#prompt", "")
+    keys = page.context.new_cdp_session(page)
+    keys.send("Input.imeSetComposition", {"text": "xue shan", "selectionStart": 8, "selectionEnd": 8})
+    expect(page.locator("#prompt")).to_have_value("xue shan")
+    page.wait_for_timeout(500)  # a prompt is used after half of it
+    keys.send("Input.insertText", {"text": "雪山"})
+    while not any("雪山" in text for text in sent):
+        studio.wait_for_results()
+    assert not any("xue" in text for text in sent)
 
 
 def test_the_address_can_be_copied_after_a_stop(make_server: MakeServer, open_studio: OpenStudio) -> None:

@@ -21,7 +21,8 @@ const LAST_DELAY = 5000;
  * @typedef {object} Options
  * @property {() => Promise<Frame>} capture called whenever the server has room for a frame; sets the pace by
  *   taking its time. If it rejects, there is no picture yet, and it is called again soon.
- * @property {string | URL} [server] base address of the server; the page's own by default
+ * @property {string | URL} [server] base address of the server, with a slash behind its path; the page's own
+ *   by default
  * @property {string} [user] 1 to 128 letters, digits and - . _ ~; random by default
  * @property {"image" | "video"} [mode]
  * @property {"jpeg" | "webp"} [format] of the results

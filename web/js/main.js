@@ -177,7 +177,11 @@ function showState(state) {
     wanted = false;
   }
   byId("stage").dataset.state = state;
-  byId("idle").hidden = running || !notice.empty;
+  const idle = byId("idle");
+  const pressed = idle.contains(document.activeElement);
+  idle.hidden = running || !notice.empty;
+  // A button that goes would leave a keyboard nowhere.
+  if (pressed && idle.hidden) byId("start").focus({ preventScroll: true });
   const button = byId("start");
   setIcon(button, running ? "stop" : "start");
   const words = button.querySelector("span");

@@ -75,7 +75,9 @@ export class Toast {
   show(make, lasting = 5000) {
     clearTimeout(this.#timer);
     this.#make = make;
-    this.#line.textContent = make();
+    const words = make();
+    // The same words again, as for every frame with one mistake, would be read aloud again.
+    if (this.#line.textContent !== words) this.#line.textContent = words;
     this.#line.hidden = false;
     if (lasting < Infinity) this.#timer = setTimeout(() => this.clear(), lasting);
   }

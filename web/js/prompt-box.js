@@ -27,10 +27,13 @@ export class PromptBox {
     this.#input = input;
     this.#chips = chips;
     this.onChange = onChange;
-    input.addEventListener("input", () => {
+    const typed = (event) => {
       clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => this.#use(), PAUSE);
-    });
+      // The letters that an input method makes words of are no prompt yet.
+      if (!event.isComposing) this.#timer = setTimeout(() => this.#use(), PAUSE);
+    };
+    input.addEventListener("input", typed);
+    input.addEventListener("compositionend", typed);
     input.addEventListener("change", () => this.#keep());
     input.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

@@ -61,7 +61,7 @@ export default {
   "actions.alone": "仅显示结果",
   "actions.snapshot": "保存图片（PNG）",
   "actions.record": "录制视频（WebM）",
-  "actions.link": "复制视频流地址，用于 OBS 或 <img>",
+  "actions.link": "复制图像流地址，用于 OBS 或 <img>",
   "actions.copied": "已复制：{address}",
   "actions.fullscreen": "全屏",
 
@@ -155,7 +155,7 @@ export default {
     "compiling the UNet for {count}; this takes a minute when it is not cached":
       "正在为{count}编译 UNet，没有缓存时约需一分钟",
     "compiling the VAE for {count}": "正在为{count}编译 VAE",
-    "warming up: batch of {size}, the smallest is {least}": "正在预热：批大小 {size}，最小为 {least}",
+    "warming up: batch of {size}, the smallest is {least}": "正在预热：批次大小 {size}，最小为 {least}",
     "the UNet": "UNet",
     "the VAE's encoder": "VAE 编码器",
     "the VAE's decoder": "VAE 解码器",
