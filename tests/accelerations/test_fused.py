@@ -234,6 +234,7 @@ def test_add_layer_norm(width: int) -> None:
     assert close(made, layer_norm(x + delta, (width,), weight, bias, 1e-5))
 
 
+@pytest.mark.timeout(300)  # half a minute in the interpreter, where nothing else runs
 @pytest.mark.parametrize(
     ("vae", "size", "dtype", "tolerance"),
     [
