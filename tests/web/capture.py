@@ -58,7 +58,8 @@ def film(page: Page) -> list[tuple[Image.Image, float]]:
 def main() -> None:
     """Take all three."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with ServerProcess() as server, sync_playwright() as playwright:
+    as_run_does = {"STREAMDIFFUSION_MODEL__ACCELERATION": "auto"}
+    with ServerProcess(**as_run_does) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         desktop = opened(browser, server, 1280, 720, "light", mobile=False)
         desktop.page.screenshot(path=IMAGES / "page.png")
