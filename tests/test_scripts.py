@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MODEL, ACCELERATION = "STREAMDIFFUSION_MODEL__MODEL_ID", "STREAMDIFFUSION_MODEL__ACCELERATION"
+THREADS = "STREAMDIFFUSION_MODEL__THREADS"
 
 # Plays .venv/bin/python: notes what pip is asked for, answers which torch is installed, says whether the
 # index of CPU builds can be reached, and for the server lists the environment.
@@ -253,6 +254,15 @@ def test_sizes_and_threads_in_the_configuration_file_count_without_gpu(installed
         ACCELERATION: "auto",
         "STREAMDIFFUSION_PIPELINE__HEIGHT": "256",
     }
+
+
+def test_threads_leave_a_core_to_pictures_unless_they_give_way(installed: Checkout) -> None:
+    installed.program(installed.tools / "nproc", "echo 8")
+    assert THREADS not in installed.serve()[0]
+    installed.configure(acceleration="none")
+    assert installed.serve()[0][THREADS] == "7"
+    installed.program(installed.tools / "nproc", "echo 1")
+    assert installed.serve()[0][THREADS] == "1"
 
 
 @pytest.mark.parametrize(("check", "pytest_", "status"), [(0, 0, 0), (1, 0, 1), (0, 5, 5), (1, 5, 5)])

@@ -184,7 +184,8 @@ class ModelSettings(Section):
         "and tokenizer with; `null` infers it from the weights, which cannot tell SD-Turbo from SD 2.1.",
     )
     threads: PositiveInt | None = Field(
-        default=None, description="CPU threads of torch; `null` leaves torch's own choice."
+        default=None,
+        description="CPU threads of torch and of `onnx`; `null` is torch's own choice, all cores.",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import time
 
 from PIL import Image
@@ -20,6 +21,10 @@ from tests.web.studio import Studio
 IMAGES = ROOT / "docs/images"
 PROMPTS = ("neon lights", "at sunset", "blueprint", "made of gold", "comic book", "winter, snow")
 SECONDS = 2.0
+AS_RUN_DOES = {
+    "STREAMDIFFUSION_MODEL__ACCELERATION": "auto",
+    "STREAMDIFFUSION_MODEL__THREADS": str(os.cpu_count()),
+}
 WITHOUT_CAMERA = "navigator.mediaDevices.enumerateDevices = async () => []"
 
 
@@ -58,8 +63,7 @@ def film(page: Page) -> list[tuple[Image.Image, float]]:
 def main() -> None:
     """Take all three."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    as_run_does = {"STREAMDIFFUSION_MODEL__ACCELERATION": "auto"}
-    with ServerProcess(**as_run_does) as server, sync_playwright() as playwright:
+    with ServerProcess(**AS_RUN_DOES) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         desktop = opened(browser, server, 1280, 720, "light", mobile=False)
         desktop.page.screenshot(path=IMAGES / "page.png")
