@@ -21,6 +21,7 @@ from app.accelerations import _load, load_acceleration
 from app.accelerations._cuda_graph import GraphExecutor
 from app.accelerations.base import Shapes
 from app.config.schema import available_accelerations
+from app.core.denoise import Guidance
 from app.core.messages import SLOTS_PER_ROW, FrameIn, Image, Plan, Row, SessionKey
 from app.core.runner import Batch, DiffusionRunner, execute
 from app.models.model import Model
@@ -79,7 +80,9 @@ def half(reference: Model) -> Model:
     return model
 
 
-def runner(model: Model, networks: Networks, *, graph: bool, size: int = SIZE) -> DiffusionRunner:
+def runner(
+    model: Model, networks: Networks, *, graph: bool, size: int = SIZE, guidance: Guidance = "none"
+) -> DiffusionRunner:
     made = DiffusionRunner(
         model,
         networks,
@@ -87,7 +90,7 @@ def runner(model: Model, networks: Networks, *, graph: bool, size: int = SIZE) -
         width=size,
         height=size,
         buckets=BUCKETS,
-        guidance="none",
+        guidance=guidance,
         description={},
         execute=GraphExecutor(model.device) if graph else execute,
     )
@@ -95,11 +98,16 @@ def runner(model: Model, networks: Networks, *, graph: bool, size: int = SIZE) -
     return made
 
 
-def plan(steps: int, prompt: str = "a cat", seed: int = 1) -> Plan:
+def plan(steps: int, prompt: str = "a cat", seed: int = 1, guidance_scale: float = 1.0) -> Plan:
     pipeline = load_pipelines("img2img")["image"]
-    return pipeline.plan(
-        pipeline.Params(prompt=prompt, num_inference_steps=steps, seed=seed, guidance_scale=1.0)
+    params = pipeline.Params(
+        prompt=prompt,
+        negative_prompt="a dog",
+        num_inference_steps=steps,
+        seed=seed,
+        guidance_scale=guidance_scale,
     )
+    return pipeline.plan(params)
 
 
 def make(using: DiffusionRunner, plans: list[Plan], images: list[Image]) -> list[Image]:
@@ -172,6 +180,48 @@ def test_pictures_are_close_to_float32_and_do_not_see_their_neighbours(
             others = [plans[0], *(plan(steps, "a dog", seed=99) for _ in plans[1:])]
             again = make(fast, others, [images[0], *images[-batch:-1]][:batch])
             assert np.array_equal(again[0], made[0])
+
+
+@pytest.mark.parametrize("guidance", ["full", "self", "initialize"])
+def test_guided_pictures_within_graphs_are_close_to_float32(
+    device: torch.device, reference: Model, tmp_path: Path, guidance: Guidance
+) -> None:
+    """Rows begin beside rows that go on, so that graphs of every number of beginning rows are replayed."""
+    model = half(reference)
+    networks = load_acceleration("fused", device, tmp_path).networks(
+        model, Shapes(SIZE, SIZE, BUCKETS, BUCKETS), lambda _words: None
+    )
+    exact = runner(reference, reference.networks(), graph=False, guidance=guidance)
+    fast = runner(model, networks, graph=True, guidance=guidance)
+    images = pictures(4, SIZE, SIZE)
+    plans = [plan(2 + n % 3, f"a cat {n}", seed=n, guidance_scale=7.5) for n in range(4)]
+
+    def joined_one_by_one(using: DiffusionRunner) -> list[Image]:
+        waiting = [
+            Row(
+                n,
+                FrameIn(SessionKey("user", n), 0, one, images[n], 0.0),
+                0.0,
+                tuple(map(using.encode, one.texts)),
+            )
+            for n, one in enumerate(plans)
+        ]
+        running: list[Row] = []
+        made: dict[int, Image] = {}
+        while waiting or running:
+            running += waiting[:1]
+            del waiting[:1]
+            done = [row.slot for row in running if row.finishes]
+            for slot, image in zip(done, using.launch(tuple(running)).collect(), strict=True):
+                assert image is not None
+                made[slot] = image
+            running = [row.advanced() for row in running if not row.finishes]
+        return [made[n] for n in range(len(plans))]
+
+    expected = joined_one_by_one(exact)
+    for _ in range(2):  # captured, then replayed
+        made = joined_one_by_one(fast)
+        assert min(psnr(a, b) for a, b in zip(made, expected, strict=True)) > PSNR
 
 
 def test_batches_that_overlap_make_the_same_pictures(device: torch.device, reference: Model) -> None:
