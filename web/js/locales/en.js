@@ -61,7 +61,7 @@ export default {
   "actions.label": "Result tools",
   "actions.alone": "Result alone",
   "actions.snapshot": "Save a picture (PNG)",
-  "actions.record": "Record a video (WebM)",
+  "actions.record": "Record a video",
   "actions.link": "Copy the stream's address, for OBS or an <img>",
   "actions.copied": "Copied: {address}",
   "actions.fullscreen": "Full screen",

@@ -60,7 +60,7 @@ export default {
   "actions.label": "结果工具",
   "actions.alone": "仅显示结果",
   "actions.snapshot": "保存图片（PNG）",
-  "actions.record": "录制视频（WebM）",
+  "actions.record": "录制视频",
   "actions.link": "复制图像流地址，用于 OBS 或 <img>",
   "actions.copied": "已复制：{address}",
   "actions.fullscreen": "全屏",
