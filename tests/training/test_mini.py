@@ -11,7 +11,7 @@ from diffusers import LCMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.mini.average import Average
-from training.mini.batch import REPAINTED, STRIDE, Stages, assemble
+from training.mini.batch import REPAINTED, SHARPEN, STRIDE, Stages, assemble
 from training.mini.critic import Critic, Rival
 from training.mini.drawing import Pool
 from training.mini.graphs import Twin
@@ -19,7 +19,7 @@ from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
 from training.mini.mend import Aimed, mend
 from training.mini.mend import main as mend_main
-from training.mini.model import GRID, build_unet, noise_levels
+from training.mini.model import GRID, LATENTS, MARK, boundary, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
@@ -149,7 +149,7 @@ def test_what_was_begun_goes_on_to_its_last_step(tmp_path: Path) -> None:
     batch = assemble(pool, None, SMALL, run.b, run.grid)
     made: list[int] = []
     for _ in range(12):
-        batch = assemble(pool, batch.carry(batch.target, pool.encode), SMALL, run.b, run.grid)
+        batch = assemble(pool, batch.carry(batch.target, pool.results), SMALL, run.b, run.grid)
         made += batch.stages.made.tolist()
         going = (batch.stages.made > 0) & (batch.stages.made + 1 < batch.stages.count)
         assert set(going.nonzero().flatten().tolist()) <= set(batch.again.tolist())
@@ -169,7 +169,7 @@ def test_what_is_mended_are_scenes_named_so_of_every_step(tmp_path: Path) -> Non
             named = {"autumn", "fall", "colors"} & set(str(run.parts.tokenizer.decode(tokens)).split())
             assert bool(named) or not here
         made += batch.stages.made[found].tolist()
-        batch = assemble(pool, batch.carry(batch.target, pool.encode), run.settings, run.b, run.grid)
+        batch = assemble(pool, batch.carry(batch.target, pool.results), run.settings, run.b, run.grid)
     assert {0, 1} <= set(made)
 
 
@@ -220,10 +220,43 @@ def test_scheduler_has_the_noise_levels_of_training() -> None:
 
 def test_unet_begins_near_a_copy_of_its_input() -> None:
     torch.manual_seed(0)
-    latents = torch.randn(2, 4, 16, 16)
+    unet: Any = build_unet()
+    latents = torch.randn(2, LATENTS, 16, 16)
     with torch.no_grad():
-        copied = build_unet()(latents, torch.full((2,), 259), torch.randn(2, 32, 96)).sample
-    assert torch.corrcoef(torch.stack([latents.flatten(), copied.flatten()]))[0, 1] > 0.85
+        unet.up_blocks[-1].resnets[-1].conv2.weight.zero_()
+        for feature in (k for k in range(unet.conv_out.in_channels) if k % 3 == 2 or k >= 3 * LATENTS):
+            unet.conv_out.weight[:, feature] = 0  # what is there by chance beside the copy
+        copied = unet(latents, torch.full((2,), 499), torch.randn(2, 32, 96)).sample
+    skip, out = boundary(torch.tensor([499]))
+    assert torch.corrcoef(torch.stack([latents.flatten(), copied.flatten()]))[0, 1] > 0.99
+    torch.testing.assert_close((skip * latents + out * copied).std(), latents.std(), atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_what_the_unet_makes_is_marked_and_the_autoencoder_does_not_look(
+    shipped: Sampler, drawn: torch.Tensor
+) -> None:
+    latents = shipped.vae.encode(drawn * 2 - 1).latents
+    assert not latents[:, MARK].any()
+    marked = latents.clone()
+    marked[:, MARK] = 1
+    torch.testing.assert_close(shipped.vae.decode(marked).sample, shipped.vae.decode(latents).sample)
+    step = torch.full((len(latents),), 499)
+    skip, out = boundary(step)
+    context = shipped.encode_prompt("pencil sketch").expand(len(latents), -1, -1)
+    made = skip * latents + out * shipped.unet(latents, step, context).sample
+    torch.testing.assert_close(made[:, MARK], torch.ones_like(made[:, MARK]), atol=0.2, rtol=0)
+
+
+def test_tones_of_a_result_that_goes_on_change_as_its_target_does(tmp_path: Path) -> None:
+    run = Run(SMALL, torch.device("cpu"), tmp_path, None)
+    pool = Pool(run, SMALL.shapes[0])
+    batch = assemble(pool, None, SMALL, run.b, run.grid)
+    plain, before = batch.target[batch.again], batch.pixels[batch.again] / 255
+    carry = batch.carry(batch.target, pool.results)  # as if the targets were what was made
+    sharp = pool.results((before + SHARPEN * (before - blur(before, 1.0))).clamp(0, 1))
+    assert not torch.equal(carry.latent, plain)
+    torch.testing.assert_close(carry.latent - plain, carry.target - sharp)
 
 
 def test_a_scene_is_a_function_of_its_noise() -> None:

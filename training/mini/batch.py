@@ -18,7 +18,7 @@ default strength's alone, where a model must take nothing for finished: warm pho
 """
 FULL = 500
 """Sources below this time step, the default strength's, are repainted in part."""
-SHARPEN = 0.5
+SHARPEN = 1.0
 """Of what a blur of one pixel takes away, added to what further steps learn."""
 
 
@@ -73,22 +73,35 @@ class Batch:
     again: Tensor
 
     def carry(self, predicted: Tensor, encode: Callable[[Tensor], Tensor]) -> Carry:
-        """The rows that go on, after this step's results; `encode` makes latents of pictures in [0, 1].
+        """The rows that go on, after this step's results; `encode` makes targets of pictures in [0, 1].
 
         A pass blurs, and what it blurred is there still, only fainter: what comes after a first step is
-        learned from a sharpened picture.
+        learned from a sharpened picture. Tones are to be kept, those of photographs too, which no drawing
+        has: by chance the result and its target change theirs alike.
         """
         rows = self.again
         first = self.stages.made[rows].eq(0).view(-1, 1, 1, 1)
         pictures = self.pixels[rows].float() / 255
         sharp = (pictures + SHARPEN * (pictures - blur(pictures, 1.0))).clamp(0, 1)
+        toned = _toned(sharp)
+        wanted = encode(toned)
+        changed = wanted - encode(sharp)
         return Carry(
-            predicted[rows].nan_to_num(0, 0, 0),
-            torch.where(first, encode(sharp), self.target[rows]),
-            torch.where(first, as_bytes(sharp), self.pixels[rows]),
+            (predicted[rows] + first * changed).nan_to_num(0, 0, 0),
+            torch.where(first, wanted, self.target[rows]),
+            torch.where(first, as_bytes(toned), self.pixels[rows]),
             self.tokens[rows],
             self.stages.of(rows).following(),
         )
+
+
+def _toned(pictures: Tensor) -> Tensor:
+    """Pictures with brightness, contrast and tint changed by chance."""
+    count, device = len(pictures), pictures.device
+    gain = torch.exp(0.08 * torch.randn(count, 1, 1, 1, device=device))
+    tint = torch.exp(0.04 * torch.randn(count, 3, 1, 1, device=device))
+    lift = 0.04 * torch.randn(count, 3, 1, 1, device=device)
+    return ((pictures - 0.5) * gain * tint + 0.5 + lift).clamp(0, 1)
 
 
 def _times(count: int, near: float, device: torch.device) -> Tensor:
@@ -141,12 +154,14 @@ def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, gri
     clean = torch.cat(latents)
     x = torch.sqrt(1 - level * level) * clean + level * torch.randn_like(clean)
     x[:first] = noise
-    # What was begun goes on to its last step, then some of the others begin.
+    # What was begun goes on to its last step, then others begin: sources and half of the scenes, and the
+    # other half where these are too few.
     unfinished = stages.made + 1 < stages.count
     begins = torch.zeros(rows, device=device)
-    begins[: first // 2] = 1
-    begins[first:fresh] = (ti <= REPAINTED).float()
-    begins[fresh:] = 2
+    begins[:first] = 1
+    begins[: first // 2] = 2
+    begins[first:fresh] = 2 * (ti <= REPAINTED).float()
+    begins[fresh:] = 3
     wish = unfinished * begins + torch.rand(rows, device=device)
     chosen = wish.topk(max(1, int(rows * settings.carried))).indices
     place = torch.rand(rows, device=device)

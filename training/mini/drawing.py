@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.model import FACTOR, Parts
+from training.mini.model import FACTOR, LATENTS, MARK, Parts
 from training.mini.ops import upload
 from training.mini.prompts import Request, phrase, picture_request, recoloured, scene_request
 from training.mini.scenes import SHAPES, draw_scene, draw_shapes
@@ -74,7 +74,7 @@ class Drawer:
         return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
     def noise(self, count: int, shape: Shape) -> Tensor:
-        return torch.randn(count, 4, shape.height // FACTOR, shape.width // FACTOR, device=self.device)
+        return torch.randn(count, LATENTS, shape.height // FACTOR, shape.width // FACTOR, device=self.device)
 
     def pictures(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """Sources and repainted pictures (B, 3, H, W) in [0, 1], and tokens (B, 32): image mode.
@@ -89,7 +89,7 @@ class Drawer:
         return scene_request(self.random)
 
     def scenes(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, 4, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
+        """Noise (B, 5, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
         noise = self.noise(count, shape)
         request = self.scene_request()
         assert request.scene is not None
@@ -115,7 +115,7 @@ class Pool:
         self.scenes = max(1, shape.pool // 2)
         size, h, w = shape.pool, shape.height, shape.width
         device = run.device
-        latent = (size, 4, h // FACTOR, w // FACTOR)
+        latent = (size, LATENTS, h // FACTOR, w // FACTOR)
         self.source = torch.zeros(latent, dtype=torch.bfloat16, device=device)
         self.target = torch.zeros(latent, dtype=torch.bfloat16, device=device)
         self.drawn = torch.zeros((size, 3, h, w), dtype=torch.uint8, device=device)
@@ -132,6 +132,12 @@ class Pool:
         latents: Tensor = self.run.vae.encode(x).latents
         return latents
 
+    def results(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures in [0, 1], marked as made by the UNet."""
+        latents = self.encode(pictures).clone()
+        latents[:, MARK] = 1
+        return latents
+
     @torch.no_grad()
     def _write(self, start: int, rows: int, scenes: bool) -> None:
         part = slice(start, start + rows)
@@ -143,7 +149,7 @@ class Pool:
             drawn, target, tokens = drawer.pictures(rows, self.shape)
             self.source[part] = self.encode(drawn)
             self.drawn[part] = as_bytes(drawn)
-        self.target[part] = self.encode(target)
+        self.target[part] = self.results(target)
         self.pixels[part] = as_bytes(target)
         self.tokens[part] = tokens
 
@@ -159,13 +165,8 @@ class Pool:
         self.next[scenes] += 1
 
     def refresh(self) -> None:
-        """At every so many-th use, replace a few samples, scenes and repainted pictures by turns, and now and
-        then some sources.
-        """
+        """Replace a few samples, scenes and repainted pictures by turns, and now and then some sources."""
         self.uses += 1
-        turn, rest = divmod(self.uses, self.run.settings.fresh_every)
-        if rest:
-            return
-        self._replace(min(self.shape.refresh, self.scenes), turn % 2 == 0)
-        if turn % self.run.settings.source_every == 0:
+        self._replace(min(self.shape.refresh, self.scenes), self.uses % 2 == 0)
+        if self.uses % self.run.settings.source_every == 0:
             self.run.drawer.renew_sources(self.shape)

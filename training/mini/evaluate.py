@@ -35,7 +35,7 @@ from skimage import data, measure
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.model import FACTOR
+from training.mini.model import FACTOR, LATENTS
 from training.mini.ops import blur, edges, gradient, luma
 from training.mini.sample import Sampler
 from training.mini.scenes import COLOURS, SHAPES, Scene, draw_scene
@@ -146,7 +146,9 @@ def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
     right_colour = names[int(distance.argmin())] == colour
     overlaps = []
     for candidate in SHAPES:
-        template = draw_scene(torch.zeros(1, 4, 64, 64), Scene(candidate, colour="black", background="white"))
+        template = draw_scene(
+            torch.zeros(1, LATENTS, 64, 64), Scene(candidate, colour="black", background="white")
+        )
         overlaps.append(_overlap(_fit(mask), _fit(luma(template)[0, 0] < 0.5)))
     return right_colour, SHAPES[int(np.argmax(overlaps))] == shape
 
@@ -261,7 +263,7 @@ _DRAWN = {
 
 
 def measure_drawn_scenes(sampler: Sampler, steps: int, size: int = 256, seeds: int = 3) -> dict[str, float]:
-    shape = (1, 4, size // FACTOR, size // FACTOR)
+    shape = (1, LATENTS, size // FACTOR, size // FACTOR)
     pairs = [
         (
             sampler.imagine(prompt, seed, steps, size, size),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.mini.critic import Rival
 from training.mini.graphs import Graph, Twin
 from training.mini.losses import picture_loss
-from training.mini.model import FACTOR, boundary
+from training.mini.model import FACTOR, LATENTS, boundary
 from training.mini.settings import Settings
 from training.mini.tokenizer import MAX_TOKENS
 
@@ -95,7 +95,7 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
 def blank_inputs(settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
     """Inputs of a learner in the sizes of the main shape."""
     shape, side = settings.shapes[0], settings.window
-    latent = (shape.batch, 4, shape.height // FACTOR, shape.width // FACTOR)
+    latent = (shape.batch, LATENTS, shape.height // FACTOR, shape.width // FACTOR)
     windows = max(1, int(shape.batch * settings.pixel_rows))
     where = torch.arange(side // FACTOR, device=device)
     return (

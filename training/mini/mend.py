@@ -41,14 +41,14 @@ log = logging.getLogger("training.mini")
 
 SETTINGS = replace(
     Settings(),
-    shapes=(Shape(192, 192, 1, 12, 384, 192, 12),),
+    shapes=(Shape(192, 192, 1, 12, 384, 192, 4),),
     minutes=10.0,
     rate=1e-4,
     warmup=20,
     decay=0.98,
     scenes=0.6,
     source_group=12,
-    source_every=8,
+    source_every=24,
     graphs=False,
 )
 SHARE = 0.5
@@ -135,7 +135,7 @@ def mend(run: Run, drawer: Aimed) -> None:
         nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         average.update()
-        carry = batch.carry(predicted.detach(), pool.encode)
+        carry = batch.carry(predicted.detach(), pool.results)
         step += 1
         if step % settings.check == 0:
             figures = {"wanted": _mean(wanted, aimed), "changed": _mean(changed, ~aimed)}

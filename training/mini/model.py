@@ -22,6 +22,14 @@ GRID = tuple(999 - 20 * index for index in range(50))
 """The time steps that ever occur: the latent consistency grid of 50 steps."""
 FACTOR = 4
 """Pixels per latent pixel of the autoencoder."""
+LATENTS = 5
+"""Latent channels: four of the picture, and the mark."""
+MARK = 4
+"""The channel that says what a latent is: 1 in all that the UNet makes, 0 in what comes from a picture.
+
+Without it the results of first steps are taken for sources, and get their style again. The autoencoder
+neither writes nor reads it.
+"""
 
 # Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because what noise hides
 # comes out blurred; pure noise at the end, where video mode begins.
@@ -30,16 +38,16 @@ _NOISE_ANCHORS = (
     (19, 0.005),
     (259, 0.01),
     (499, 0.02),
-    (759, 0.17),
-    (899, 0.48),
+    (759, 0.05),
+    (899, 0.25),
     (959, 0.8),
     (999, 0.99995),
 )
 
 
-TIMESTEP_SCALING = 0.0005
-"""Of `boundary`: 0.8 of what is made at the default strength is the noisy latents themselves, 0.98 of it in
-the last of four steps. So what shall stay is exact, and further steps do not add up their errors.
+TIMESTEP_SCALING = 0.00025
+"""Of `boundary`: 0.94 of what is made at the default strength is the noisy latents themselves, 0.995 of it in
+the last of four steps. So what shall stay is exact, and further steps hardly add up their errors.
 """
 
 
@@ -82,16 +90,19 @@ def build_scheduler() -> LCMScheduler:
 
 
 def build_vae() -> AutoencoderTiny:
-    """Autoencoder of 4 latent channels, 4 times smaller than the picture; cheap at full size."""
+    """Autoencoder of four latent channels and the mark, 4 times smaller than the picture; cheap at full
+    size.
+    """
     vae: AutoencoderTiny = AutoencoderTiny(
         encoder_block_out_channels=(16, 16, 16),
         decoder_block_out_channels=(16, 16, 16),
         num_encoder_blocks=(0, 1, 3),
         num_decoder_blocks=(4, 1, 0),
-        latent_channels=4,
+        latent_channels=LATENTS,
         scaling_factor=1.0,
     )
     _begin_as_pyramid(vae)
+    _leave_mark(vae)
     return vae
 
 
@@ -132,14 +143,27 @@ def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
     convolutions[-1].bias.zero_()
 
 
+@torch.no_grad()
+def _leave_mark(vae: AutoencoderTiny) -> None:
+    """No weights for the mark: as training shows the decoder none, they stay zero."""
+    encoder, decoder = (
+        [layer for layer in coder.layers if isinstance(layer, torch.nn.Conv2d)]
+        for coder in (vae.encoder, vae.decoder)
+    )
+    encoder[-1].weight[MARK] = 0
+    if encoder[-1].bias is not None:
+        encoder[-1].bias[MARK] = 0
+    decoder[0].weight[:, MARK] = 0
+
+
 def build_unet() -> UNet2DConditionModel:
     """UNet with attention at the lowest level only; the prompt also modulates every block through the time
     embedding.
     """
     unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=64,
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         block_out_channels=(24, 48, 96, 128),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
@@ -159,28 +183,32 @@ def build_unet() -> UNet2DConditionModel:
 def _begin_as_copy(unet: Any) -> None:
     """Start the UNet near a copy of the noisy latents, so that only changes are left to learn.
 
-    Through the last block's shortcut four features carry the latents and four their negatives, because
-    silu(z) - silu(-z) = z. Offsets of both signs before the last normalisation keep its gain nearly the same
-    for every picture: a change of contrast would be made again by every step. With `boundary` a share of
-    sqrt(1 - skip) is the whole copy, 0.4 to 0.45 near the default strength.
+    Through the last block's shortcut one feature carries a latent and one its negative, because
+    silu(z) - silu(-z) = z. The two, with a third that begins empty, are a group of the last normalisation,
+    and offsets of both signs keep its mean and gain nearly the same for every picture: a change of tone or
+    contrast would be made again by every step. With `boundary` the UNet's own share is the whole copy; here
+    it is that of the default strength.
     """
-    offset, share, latents = 3.0, 0.43, unet.conv_out.out_channels
+    offset = 6.0
+    share = boundary(torch.tensor([479]))[1].item()
     first, normalise, out = unet.conv_in, unet.conv_norm_out, unet.conv_out
     shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
-    copied = 2 * latents
     skipped = shortcut.in_channels - first.out_channels
-    for part in (first.weight, first.bias, shortcut.weight):
-        part[:copied] = 0
-    out.weight[:, :copied] = 0
-    for index in range(copied):
-        latent, sign = index % latents, 1 if index < latents else -1
-        first.weight[index, latent, 1, 1] = sign
-        shortcut.weight[index, skipped + index] = 1
-        out.weight[latent, index, 1, 1] = sign * share
+    for latent in range(out.out_channels):
+        plus, minus, empty = range(3 * latent, 3 * latent + 3)
+        shortcut.weight[empty] = 0
+        shortcut.bias[empty] = normalise.bias[empty] = 0
+        for feature, sign in ((plus, 1), (minus, -1)):
+            first.weight[feature] = first.bias[feature] = 0
+            first.weight[feature, latent, 1, 1] = sign
+            shortcut.weight[feature] = 0
+            shortcut.weight[feature, skipped + feature] = 1
+            shortcut.bias[feature] = sign * offset
+            normalise.bias[feature] = -sign * offset
+            out.weight[:, feature] = 0
+            out.weight[latent, feature, 1, 1] = sign * share
+        normalise.weight[plus : empty + 1] = (2 * offset**2 / 3 + 0.7) ** 0.5
     out.bias.zero_()
-    shortcut.bias[:] = torch.tensor([offset, -offset, 0.0]).repeat(len(shortcut.bias) // 3)
-    normalise.weight.fill_((2 * offset**2 / 3 + 0.7) ** 0.5)
-    normalise.bias[:] = -shortcut.bias
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.mini.model import FACTOR, GRID, TIMESTEP_SCALING, TRAIN_STEPS, boundary, noise_levels
+from training.mini.model import FACTOR, GRID, LATENTS, TIMESTEP_SCALING, TRAIN_STEPS, boundary, noise_levels
 from training.mini.tokenizer import MAX_TOKENS
 
 
@@ -90,5 +90,5 @@ class Sampler:
     ) -> Tensor:
         """Video mode: a picture (1, 3, H, W) in [0, 1] from the prompt alone."""
         context = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        shape = (1, 4, height // FACTOR, width // FACTOR)
+        shape = (1, LATENTS, height // FACTOR, width // FACTOR)
         return self._run(None, context, time_steps(steps, 1.0), shape, seed)

@@ -576,7 +576,7 @@ def draw_scene(noise: Tensor, scene: Scene, factor: int = 4) -> Tensor:
     """Draw one scene for a batch of noise latents.
 
     Args:
-        noise: (B, 4, h, w) standard normal.
+        noise: (B, 4 or more, h, w) standard normal; four channels are read.
         scene: what to draw, the same for all rows.
         factor: pixels per latent pixel.
 

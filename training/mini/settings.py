@@ -12,7 +12,7 @@ class Shape:
         batch: rows of a step.
         pool: drawn samples kept at a time, half scenes, half repainted pictures.
         sources: drawn photographs kept at a time, to be repainted in many styles.
-        refresh: samples drawn anew at every so many-th use (`Settings.fresh_every`).
+        refresh: samples drawn anew at every step, by one request.
     """
 
     height: int
@@ -26,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults fill one large GPU for 21 minutes.
+    """The defaults fill one large GPU for 22 minutes.
 
     Attributes:
         minutes: wall clock of the whole run; `vae_minutes` of it are the autoencoder's.
@@ -34,8 +34,7 @@ class Settings:
         vae_batch, vae_crop, vae_pool: rows of an autoencoder step, their side in pixels, pictures to cut
             them from.
         group: samples of the autoencoder drawn at once, all by one request.
-        fresh_every: uses of a pool between two small refreshings.
-        source_group, source_every: photographs drawn at once, and refreshings between two such groups.
+        source_group, source_every: photographs drawn at once, and steps between two such groups.
         scenes: share of video mode among fresh rows; the others are repainted pictures.
         carried: share of rows that are results of the last training step, to be improved by a further one.
         near: share of noised sources near the default strength.
@@ -54,20 +53,19 @@ class Settings:
         steps: ends the UNet's training early.
     """
 
-    minutes: float = 21.0
+    minutes: float = 22.0
     vae_minutes: float = 1.2
     shapes: tuple[Shape, ...] = (
-        Shape(256, 256, 1, 256, 12288, 6144, 64),
-        Shape(512, 512, 8, 64, 768, 256, 16),
-        Shape(256, 448, 40, 64, 256, 128, 16),
+        Shape(256, 256, 1, 256, 12288, 6144, 24),
+        Shape(512, 512, 8, 64, 768, 256, 8),
+        Shape(256, 448, 40, 64, 256, 128, 8),
     )
     vae_batch: int = 128
     vae_crop: int = 128
     vae_pool: int = 2048
     group: int = 64
-    fresh_every: int = 3
     source_group: int = 256
-    source_every: int = 128
+    source_every: int = 384
     scenes: float = 0.55
     carried: float = 1 / 3
     near: float = 0.7
@@ -98,7 +96,7 @@ SMALL = Settings(
     vae_pool=16,
     group=4,
     source_group=8,
-    source_every=2,
+    source_every=6,
     window=32,
     critic_from=0.0,
     check=2,

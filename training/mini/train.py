@@ -34,7 +34,7 @@ from training.mini.graphs import Graph, Twin, quick
 from training.mini.learner import Ahead, Steps, blank_inputs, learner, work_of
 from training.mini.losses import picture_loss
 from training.mini.memory import Learners, recall, remember
-from training.mini.model import FACTOR, GRID, Parts, noise_levels
+from training.mini.model import FACTOR, GRID, LATENTS, MARK, Parts, noise_levels
 from training.mini.settings import SMALL, Settings, Shape, with_rows
 
 log = logging.getLogger("training.mini")
@@ -112,7 +112,7 @@ class Run:
             z = vae.encode(x.to(twin.dtype, memory_format=self.layout)).latents
             y = vae.decode(z + noise.to(z.dtype) * 0.05).sample
             z, y = z.float(), y.float()
-            flat = z.movedim(1, -1).reshape(-1, z.shape[1])
+            flat = z[:, :MARK].movedim(1, -1).reshape(-1, MARK)
             mean = flat.mean(0)
             spread = (flat - mean).T @ (flat - mean) / len(flat)
             identity = torch.eye(len(mean), device=z.device)
@@ -125,7 +125,7 @@ class Run:
         return Graph(learn, self.graphs)
 
     def train_vae(self, until: float) -> None:
-        """Learn to copy drawn pictures, plain and styled, through 4 noisy latent channels of about unit
+        """Learn to copy drawn pictures, plain and styled, through four noisy latent channels of about unit
         variance.
         """
         s = self.settings
@@ -181,7 +181,10 @@ class Run:
         left = int(torch.randint(0, width - s.vae_crop + 1, ()))
         index = torch.randint(0, len(pool), (s.vae_batch,), device=self.device)
         x = pool[:, :, top : top + s.vae_crop, left : left + s.vae_crop][index]
-        return x, torch.randn(len(x), 4, s.vae_crop // FACTOR, s.vae_crop // FACTOR, device=self.device)
+        side = s.vae_crop // FACTOR
+        noise = torch.randn(len(x), LATENTS, side, side, device=self.device)
+        noise[:, MARK] = 0
+        return x, noise
 
     def _judge(self, step_of: Graph, sample: tuple[Tensor, ...], before: dict[str, Tensor]) -> None:
         """Take the autoencoder's weights of `before` back if they were better on a sample."""
@@ -268,7 +271,7 @@ class Run:
             average.update()
             if shape == main:
                 steps.after()
-            carries[shape] = batch.carry(predicted, pools[shape].encode)
+            carries[shape] = batch.carry(predicted, pools[shape].results)
             total += figures
             summed += 1
             step += 1
