@@ -235,8 +235,18 @@ def test_with_gpu_the_fastest_is_taken_unless_the_configuration_says_which(insta
 def test_without_gpu_the_configuration_says_which_too(installed: Checkout) -> None:
     installed.configure(acceleration="compile")
     assert ACCELERATION not in installed.serve()[0]
-    (installed.folder / "mine.yaml").touch()
-    assert ACCELERATION not in installed.serve(STREAMDIFFUSION_CONFIG="mine.yaml")[0]
+
+
+@pytest.mark.parametrize("line", ["{}=mine.yaml", "export {}='mine.yaml'"])
+def test_a_configuration_file_of_ones_own_counts_by_what_it_says(line: str, installed: Checkout) -> None:
+    own = installed.folder / "mine.yaml"
+    (installed.folder / ".env").write_text(line.format("STREAMDIFFUSION_CONFIG"))
+    own.write_text("server:\n  port: 9000\n")
+    assert installed.serve()[0][MODEL] == "models/mini"
+    own.write_text("model:\n    acceleration: compile\n    model_id: some/model\npipeline:\n    width: 384\n")
+    variables, said = installed.serve()
+    assert not {MODEL, ACCELERATION} & variables.keys()
+    assert "your model runs on the CPU" in said
 
 
 def test_model_in_the_configuration_file_is_served_on_the_cpu(installed: Checkout) -> None:
@@ -259,6 +269,9 @@ def test_sizes_and_threads_in_the_configuration_file_count_without_gpu(installed
 def test_threads_leave_a_core_to_pictures_unless_they_give_way(installed: Checkout) -> None:
     installed.program(installed.tools / "nproc", "echo 8")
     assert THREADS not in installed.serve()[0]
+    installed.configure(acceleration="onnx")
+    assert THREADS not in installed.serve()[0]
+    assert installed.serve(STREAMDIFFUSION_MODEL__ACCELERATION="none")[0][THREADS] == "7"
     installed.configure(acceleration="none")
     assert installed.serve()[0][THREADS] == "7"
     installed.program(installed.tools / "nproc", "echo 1")
