@@ -116,7 +116,8 @@ def create_app(settings: Settings, *, build: Build = build, process: Process = P
         # A thread that hangs in the device would keep the process; and a server that has stopped by
         # itself must not look as if somebody had stopped it.
         elif not stopped or opening.failure is not None:
-            log.error("ending with status %d, %s", FAILURE, "stopped" if stopped else "the engine still busy")
+            how = "stopped" if stopped else "the engine or a picture still busy"
+            log.error("ending with status %d, %s", FAILURE, how)
             logging.shutdown()
             process.end_now(FAILURE)
 

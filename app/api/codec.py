@@ -92,7 +92,7 @@ class Codec:
             known.append(waiter)
         return await waiter
 
-    def close(self) -> None:
+    async def stop(self) -> None:
         """End the threads after what they work on; what has not begun is dropped."""
         for queue in (self._jobs, self._slow):
             with suppress(Empty):  # a thread may take the last one at any moment
@@ -101,7 +101,7 @@ class Codec:
         for queue in self._queues:
             queue.put(None)
         for thread in self._threads:
-            thread.join()
+            await asyncio.to_thread(thread.join)
 
     def _prepare(self, data: bytes, skips: SimilarityFilter | None) -> Decoded:
         try:

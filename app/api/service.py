@@ -75,9 +75,8 @@ class Service:
     async def close(self, within: float) -> bool:
         """End the engine and the threads. Returns False if that takes longer than ``within`` seconds."""
         self.begin_shutdown()
-        self.codec.close()
         try:
-            await asyncio.wait_for(self.engine.stop(), within)
+            await asyncio.wait_for(asyncio.gather(self.codec.stop(), self.engine.stop()), within)
         except asyncio.TimeoutError:
             return False
         return True

@@ -95,7 +95,24 @@ def test_a_failure_that_is_not_the_engines_counts_too() -> None:
     assert (opening.state, opening.failure) == ("starting", None)
     opening.fail("no thread could be started")
     assert (opening.state, opening.failure) == ("failed", "no thread could be started")
-    service.codec.close()
+    asyncio.run(service.codec.stop())
+
+
+async def test_a_picture_that_takes_long_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create_engine(lambda _report: FakeRunner())
+    service = Service(Settings(), engine, {"image": FakePlanner("image"), "video": FakePlanner("video")})
+    begun, go_on = threading.Event(), threading.Event()
+
+    def decode(_data: bytes) -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(service.codec, "_decode", decode)
+    service.codec.decode(b"", None, lambda _: None)
+    await asyncio.to_thread(begun.wait, PATIENCE)
+    assert not await service.close(0.05)
+    go_on.set()
+    await service.codec.stop()
 
 
 @pytest.mark.parametrize("asked", [True, False])
