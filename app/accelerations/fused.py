@@ -19,7 +19,7 @@ OLDEST_CAPABILITY = (8, 0)
 
 
 class Acceleration(BaseAcceleration):
-    """The model's blocks are replaced by ones that launch a third of the kernels. In place."""
+    """The model's blocks are replaced by ones that launch half as many kernels. In place."""
 
     @classmethod
     def problems(cls, device: torch.device) -> list[str]:

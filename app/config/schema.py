@@ -205,7 +205,12 @@ class PipelineSettings(Section):
     use_lcm_lora: bool = Field(
         default=True, description="Fuse the LCM-LoRA, unless the model is distilled already."
     )
-    warmup: int = Field(default=10, ge=0, le=1000, description="Frames generated before the server is ready.")
+    warmup: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="Frames generated before the server is ready, after a few of every batch size.",
+    )
     cfg_type: CfgType | None = Field(
         default=None,
         description="Classifier-free guidance: `none`, `full`, `self` (residual) or `initialize` (residual "
@@ -256,8 +261,8 @@ class ServerSettings(Section):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     allowed_origins: JsonList[Origin] = Field(
         default=("*",),
-        description="Origins whose pages may use the service, a list of `scheme://host[:port]`; `*` is any. "
-        "Credentials are never allowed.",
+        description="Origins whose pages may open WebSockets and read answers, a list of "
+        "`scheme://host[:port]`; `*` is any. Credentials are never allowed.",
     )
     max_queue_size: int = Field(
         default=0, ge=0, description="Sessions at the same time at most; 0 is no limit."

@@ -73,7 +73,7 @@ export default {
   "figures.age": "Age",
   "figures.age.help": "From the moment a picture is taken to its result on the screen, median of two seconds",
   "figures.queue": "Users",
-  "figures.queue.help": "Users that the server is serving or has waiting",
+  "figures.queue.help": "Users that are connected to the server",
   "figures.fps": "{value} fps",
   "figures.ms": "{value} ms",
   "figures.count": "{value}",

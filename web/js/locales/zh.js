@@ -72,7 +72,7 @@ export default {
   "figures.age": "延迟",
   "figures.age.help": "从采集画面到屏幕显示其结果的时间，取两秒内的中位数",
   "figures.queue": "用户",
-  "figures.queue.help": "服务器正在服务或等待中的用户数",
+  "figures.queue.help": "已连接到服务器的用户数",
   "figures.fps": "{value} fps",
   "figures.ms": "{value} ms",
   "figures.count": "{value}",
