@@ -146,13 +146,13 @@ def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
 @torch.no_grad()
 def _leave_mark(vae: AutoencoderTiny) -> None:
     """No weights for the mark: as training shows the decoder none, they stay zero."""
-    encoder, decoder = (
+    coders: list[list[Any]] = [
         [layer for layer in coder.layers if isinstance(layer, torch.nn.Conv2d)]
         for coder in (vae.encoder, vae.decoder)
-    )
+    ]
+    encoder, decoder = coders
     encoder[-1].weight[MARK] = 0
-    if encoder[-1].bias is not None:
-        encoder[-1].bias[MARK] = 0
+    encoder[-1].bias[MARK] = 0
     decoder[0].weight[:, MARK] = 0
 
 
