@@ -19,7 +19,7 @@ from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
 from training.mini.mend import Aimed, mend
 from training.mini.mend import main as mend_main
-from training.mini.model import GRID, LATENTS, MARK, boundary, build_unet, noise_levels
+from training.mini.model import GRID, LATENTS, PICTURE, boundary, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
@@ -149,7 +149,7 @@ def test_what_was_begun_goes_on_to_its_last_step(tmp_path: Path) -> None:
     batch = assemble(pool, None, SMALL, run.b, run.grid)
     made: list[int] = []
     for _ in range(12):
-        batch = assemble(pool, batch.carry(batch.target, pool.results), SMALL, run.b, run.grid)
+        batch = assemble(pool, batch.carry(batch.x, pool.encode), SMALL, run.b, run.grid)
         made += batch.stages.made.tolist()
         going = (batch.stages.made > 0) & (batch.stages.made + 1 < batch.stages.count)
         assert set(going.nonzero().flatten().tolist()) <= set(batch.again.tolist())
@@ -169,7 +169,7 @@ def test_what_is_mended_are_scenes_named_so_of_every_step(tmp_path: Path) -> Non
             named = {"autumn", "fall", "colors"} & set(str(run.parts.tokenizer.decode(tokens)).split())
             assert bool(named) or not here
         made += batch.stages.made[found].tolist()
-        batch = assemble(pool, batch.carry(batch.target, pool.results), run.settings, run.b, run.grid)
+        batch = assemble(pool, batch.carry(batch.x, pool.encode), run.settings, run.b, run.grid)
     assert {0, 1} <= set(made)
 
 
@@ -224,39 +224,51 @@ def test_unet_begins_near_a_copy_of_its_input() -> None:
     latents = torch.randn(2, LATENTS, 16, 16)
     with torch.no_grad():
         unet.up_blocks[-1].resnets[-1].conv2.weight.zero_()
-        for feature in (k for k in range(unet.conv_out.in_channels) if k % 3 == 2 or k >= 3 * LATENTS):
+        for feature in (k for k in range(unet.conv_out.in_channels) if k % 3 == 2 or k >= 3 * PICTURE):
             unet.conv_out.weight[:, feature] = 0  # what is there by chance beside the copy
-        copied = unet(latents, torch.full((2,), 499), torch.randn(2, 32, 96)).sample
+        copied = unet(latents, torch.full((2,), 499), torch.randn(2, 32, 96)).sample[:, :PICTURE]
+    latents = latents[:, :PICTURE]
     skip, out = boundary(torch.tensor([499]))
     assert torch.corrcoef(torch.stack([latents.flatten(), copied.flatten()]))[0, 1] > 0.99
     torch.testing.assert_close((skip * latents + out * copied).std(), latents.std(), atol=0.01, rtol=0)
 
 
 @torch.no_grad()
-def test_what_the_unet_makes_is_marked_and_the_autoencoder_does_not_look(
+def test_shipped_autoencoder_writes_the_plan_and_reads_the_picture(
     shipped: Sampler, drawn: torch.Tensor
 ) -> None:
     latents = shipped.vae.encode(drawn * 2 - 1).latents
-    assert not latents[:, MARK].any()
-    marked = latents.clone()
-    marked[:, MARK] = 1
-    torch.testing.assert_close(shipped.vae.decode(marked).sample, shipped.vae.decode(latents).sample)
-    step = torch.full((len(latents),), 499)
-    skip, out = boundary(step)
-    context = shipped.encode_prompt("pencil sketch").expand(len(latents), -1, -1)
-    made = skip * latents + out * shipped.unet(latents, step, context).sample
-    torch.testing.assert_close(made[:, MARK], torch.ones_like(made[:, MARK]), atol=0.2, rtol=0)
+    assert latents.shape[1] == LATENTS
+    torch.testing.assert_close(latents[:, PICTURE:], latents[:, :PICTURE])
+    decoded = shipped.vae.decode(latents).sample
+    assert (decoded / 2 + 0.5 - drawn).abs().mean() < 0.05
+    latents[:, PICTURE:] = torch.randn_like(latents[:, PICTURE:])
+    torch.testing.assert_close(shipped.vae.decode(latents).sample, decoded)
 
 
-def test_tones_of_a_result_that_goes_on_change_as_its_target_does(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_shipped_unet_leaves_the_plan_to_the_skipped_share(shipped: Sampler) -> None:
+    made = shipped.unet(
+        torch.randn(1, LATENTS, 16, 16), torch.tensor([499]), shipped.encode_prompt("the sea")
+    ).sample
+    assert made[:, :PICTURE].any()
+    assert not made[:, PICTURE:].any()
+
+
+def test_a_further_step_has_the_plan_of_the_first_and_a_sharpened_target(tmp_path: Path) -> None:
     run = Run(SMALL, torch.device("cpu"), tmp_path, None)
     pool = Pool(run, SMALL.shapes[0])
     batch = assemble(pool, None, SMALL, run.b, run.grid)
-    plain, before = batch.target[batch.again], batch.pixels[batch.again] / 255
-    carry = batch.carry(batch.target, pool.results)  # as if the targets were what was made
-    sharp = pool.results((before + SHARPEN * (before - blur(before, 1.0))).clamp(0, 1))
-    assert not torch.equal(carry.latent, plain)
-    torch.testing.assert_close(carry.latent - plain, carry.target - sharp)
+    skip, _ = boundary(batch.t)
+    carry = batch.carry(skip * batch.x, pool.encode)
+    rows = batch.again
+    torch.testing.assert_close(carry.latent[:, PICTURE:], (skip * batch.x)[rows, PICTURE:])
+    before = batch.pixels[rows] / 255
+    sharp = (before + SHARPEN * (before - blur(before, 1.0))).clamp(0, 1)
+    torch.testing.assert_close(carry.target, pool.encode(sharp))
+    again = assemble(pool, carry, SMALL, run.b, run.grid)
+    assert again.x.shape[1] == LATENTS
+    assert again.target.shape[1] == PICTURE
 
 
 def test_a_scene_is_a_function_of_its_noise() -> None:

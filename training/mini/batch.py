@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.mini.drawing import Pool, as_bytes
-from training.mini.model import GRID
+from training.mini.model import GRID, PICTURE
 from training.mini.ops import blur
 from training.mini.settings import Settings
 
@@ -60,8 +60,8 @@ class Carry:
 
 @dataclass
 class Batch:
-    """Noisy latents x, time steps t, prompt tokens, target latents and target pictures (bytes); the rows
-    `again` go on to a further step.
+    """Noisy latents x with their plan (B, 8, h, w), time steps t, prompt tokens, target latents (B, 4, h, w)
+    and target pictures (bytes); the rows `again` go on to a further step.
     """
 
     x: Tensor
@@ -73,35 +73,22 @@ class Batch:
     again: Tensor
 
     def carry(self, predicted: Tensor, encode: Callable[[Tensor], Tensor]) -> Carry:
-        """The rows that go on, after this step's results; `encode` makes targets of pictures in [0, 1].
+        """The rows that go on, after this step's results; `encode` makes latents of pictures in [0, 1].
 
         A pass blurs, and what it blurred is there still, only fainter: what comes after a first step is
-        learned from a sharpened picture. Tones are to be kept, those of photographs too, which no drawing
-        has: by chance the result and its target change theirs alike.
+        learned from a sharpened picture.
         """
         rows = self.again
         first = self.stages.made[rows].eq(0).view(-1, 1, 1, 1)
         pictures = self.pixels[rows].float() / 255
         sharp = (pictures + SHARPEN * (pictures - blur(pictures, 1.0))).clamp(0, 1)
-        toned = _toned(sharp)
-        wanted = encode(toned)
-        changed = wanted - encode(sharp)
         return Carry(
-            (predicted[rows] + first * changed).nan_to_num(0, 0, 0),
-            torch.where(first, wanted, self.target[rows]),
-            torch.where(first, as_bytes(toned), self.pixels[rows]),
+            predicted[rows].nan_to_num(0, 0, 0),
+            torch.where(first, encode(sharp), self.target[rows]),
+            torch.where(first, as_bytes(sharp), self.pixels[rows]),
             self.tokens[rows],
             self.stages.of(rows).following(),
         )
-
-
-def _toned(pictures: Tensor) -> Tensor:
-    """Pictures with brightness, contrast and tint changed by chance."""
-    count, device = len(pictures), pictures.device
-    gain = torch.exp(0.08 * torch.randn(count, 1, 1, 1, device=device))
-    tint = torch.exp(0.04 * torch.randn(count, 3, 1, 1, device=device))
-    lift = 0.04 * torch.randn(count, 3, 1, 1, device=device)
-    return ((pictures - 0.5) * gain * tint + 0.5 + lift).clamp(0, 1)
 
 
 def _times(count: int, near: float, device: torch.device) -> Tensor:
@@ -133,7 +120,7 @@ def assemble(pool: Pool, carry: Carry | None, settings: Settings, b: Tensor, gri
     # Up to the default strength the result moves from the source to the repainted picture. What a source
     # asks for then differs from what is left to do in a further step of the same time.
     move = ((ti + 1) / FULL).clamp(max=1).view(-1, 1, 1, 1)
-    target = source + (target - source) * move
+    target = torch.lerp(source[:, :PICTURE], target, move)
     drawn = pool.drawn[i].float()
     pixels = as_bytes((drawn + (pool.pixels[i].float() - drawn) * move) / 255)
     noise = pool.source[v].float()

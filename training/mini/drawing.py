@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.model import FACTOR, LATENTS, MARK, Parts
+from training.mini.model import FACTOR, LATENTS, PICTURE, Parts
 from training.mini.ops import upload
 from training.mini.prompts import Request, phrase, picture_request, recoloured, scene_request
 from training.mini.scenes import SHAPES, draw_scene, draw_shapes
@@ -89,16 +89,17 @@ class Drawer:
         return scene_request(self.random)
 
     def scenes(self, count: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, 5, h, w), the scene it stands for (B, 3, H, W), and tokens: video mode."""
+        """Noise (B, 8, h, w), the scene that its plan stands for (B, 3, H, W), and tokens: video mode."""
         noise = self.noise(count, shape)
+        plan = noise[:, PICTURE:]
         request = self.scene_request()
         assert request.scene is not None
         if request.scene.kind in SHAPES:
             requests = [recoloured(request, self.random) for _ in range(count)]
-            picture = draw_shapes(noise, [each.scene for each in requests if each.scene is not None])
+            picture = draw_shapes(plan, [each.scene for each in requests if each.scene is not None])
         else:
             requests = [request] * count
-            picture = draw_scene(noise, request.scene)
+            picture = draw_scene(plan, request.scene)
         return noise, apply(picture, request.style, request.mood), self.tokens(requests)
 
 
@@ -106,8 +107,8 @@ class Pool:
     """Drawn samples kept on the device and replaced a few at a time: the first part scenes, the second
     repainted sources.
 
-    `source` holds the noise of a scene, or the latent of a source picture; `target` the latent of the result;
-    `drawn` and `pixels` the pictures before and after, as bytes.
+    `source` holds the noise of a scene, or the latents of a source picture, once more as the plan; `target`
+    the latents of the result; `drawn` and `pixels` the pictures before and after, as bytes.
     """
 
     def __init__(self, run: "Run", shape: Shape) -> None:
@@ -115,9 +116,9 @@ class Pool:
         self.scenes = max(1, shape.pool // 2)
         size, h, w = shape.pool, shape.height, shape.width
         device = run.device
-        latent = (size, LATENTS, h // FACTOR, w // FACTOR)
-        self.source = torch.zeros(latent, dtype=torch.bfloat16, device=device)
-        self.target = torch.zeros(latent, dtype=torch.bfloat16, device=device)
+        low = (h // FACTOR, w // FACTOR)
+        self.source = torch.zeros((size, LATENTS, *low), dtype=torch.bfloat16, device=device)
+        self.target = torch.zeros((size, PICTURE, *low), dtype=torch.bfloat16, device=device)
         self.drawn = torch.zeros((size, 3, h, w), dtype=torch.uint8, device=device)
         self.pixels = torch.zeros((size, 3, h, w), dtype=torch.uint8, device=device)
         self.tokens = torch.zeros((size, MAX_TOKENS), dtype=torch.long, device=device)
@@ -132,12 +133,6 @@ class Pool:
         latents: Tensor = self.run.vae.encode(x).latents
         return latents
 
-    def results(self, pictures: Tensor) -> Tensor:
-        """Latents of pictures in [0, 1], marked as made by the UNet."""
-        latents = self.encode(pictures).clone()
-        latents[:, MARK] = 1
-        return latents
-
     @torch.no_grad()
     def _write(self, start: int, rows: int, scenes: bool) -> None:
         part = slice(start, start + rows)
@@ -147,9 +142,9 @@ class Pool:
             self.source[part] = noise
         else:
             drawn, target, tokens = drawer.pictures(rows, self.shape)
-            self.source[part] = self.encode(drawn)
+            self.source[part] = self.encode(drawn).repeat(1, 2, 1, 1)
             self.drawn[part] = as_bytes(drawn)
-        self.target[part] = self.results(target)
+        self.target[part] = self.encode(target)
         self.pixels[part] = as_bytes(target)
         self.tokens[part] = tokens
 

@@ -35,7 +35,7 @@ from skimage import data, measure
 from torch import Tensor
 from torch.nn import functional
 
-from training.mini.model import FACTOR, LATENTS
+from training.mini.model import FACTOR, LATENTS, PICTURE
 from training.mini.ops import blur, edges, gradient, luma
 from training.mini.sample import Sampler
 from training.mini.scenes import COLOURS, SHAPES, Scene, draw_scene
@@ -78,7 +78,7 @@ def _texture_distance(a: Tensor, b: Tensor) -> float:
     """Sliced Wasserstein distance between the 7-pixel patches of two batches, patch means removed."""
     directions = torch.randn(64, 3 * 49, generator=torch.Generator().manual_seed(0))
     directions = directions / directions.norm(dim=1, keepdim=True)
-    sorted_ = []
+    sorted_: list[Tensor] = []
     for x in (a, b):
         patches = functional.unfold(x.expand(-1, 3, -1, -1), 7, stride=2).movedim(1, 0).reshape(3, 49, -1)
         patches = (patches - patches.mean(1, keepdim=True)).reshape(3 * 49, -1)
@@ -147,7 +147,7 @@ def _shape_found(picture: Tensor, shape: str, colour: str) -> tuple[bool, bool]:
     overlaps = []
     for candidate in SHAPES:
         template = draw_scene(
-            torch.zeros(1, LATENTS, 64, 64), Scene(candidate, colour="black", background="white")
+            torch.zeros(1, PICTURE, 64, 64), Scene(candidate, colour="black", background="white")
         )
         overlaps.append(_overlap(_fit(mask), _fit(luma(template)[0, 0] < 0.5)))
     return right_colour, SHAPES[int(np.argmax(overlaps))] == shape
@@ -267,7 +267,7 @@ def measure_drawn_scenes(sampler: Sampler, steps: int, size: int = 256, seeds: i
     pairs = [
         (
             sampler.imagine(prompt, seed, steps, size, size),
-            draw_scene(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), scene),
+            draw_scene(torch.randn(shape, generator=torch.Generator().manual_seed(seed))[:, PICTURE:], scene),
         )
         for prompt, scene in _DRAWN.items()
         for seed in range(seeds)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.mini.critic import Rival
 from training.mini.graphs import Graph, Twin
 from training.mini.losses import picture_loss
-from training.mini.model import FACTOR, LATENTS, boundary
+from training.mini.model import FACTOR, LATENTS, PICTURE, boundary
 from training.mini.settings import Settings
 from training.mini.tokenizer import MAX_TOKENS
 
@@ -66,7 +66,7 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
         share: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         def window(latents: Tensor) -> Tensor:
-            shown = latents[: len(pixels)].index_select(2, top).index_select(3, left)
+            shown = latents[: len(pixels), :PICTURE].index_select(2, top).index_select(3, left)
             return shown.to(twin.dtype, memory_format=twin.layout)
 
         twin.take()
@@ -77,7 +77,7 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
         decoded = work.decode(window(predicted))
         # By what the UNet says, not by what its share makes of it (the weights of Karras et al. 2022, table
         # 1): the small shares of further steps would teach next to nothing.
-        latent = ((predicted - target).abs() / out).mean()
+        latent = ((predicted[:, :PICTURE] - target).abs() / out).mean()
         shown = decoded.detach().requires_grad_()
         picture = work.compare(shown, pixels.float() / 127.5 - 1)
         (pull,) = torch.autograd.grad(picture, shown)
@@ -95,14 +95,14 @@ def learner(twin: Twin, work: Work, rival: Rival | None, graphs: bool) -> Graph:
 def blank_inputs(settings: Settings, device: torch.device) -> tuple[Tensor, ...]:
     """Inputs of a learner in the sizes of the main shape."""
     shape, side = settings.shapes[0], settings.window
-    latent = (shape.batch, LATENTS, shape.height // FACTOR, shape.width // FACTOR)
+    low = (shape.height // FACTOR, shape.width // FACTOR)
     windows = max(1, int(shape.batch * settings.pixel_rows))
     where = torch.arange(side // FACTOR, device=device)
     return (
-        torch.randn(latent, device=device),
+        torch.randn((shape.batch, LATENTS, *low), device=device),
         torch.full((shape.batch,), 499, device=device),
         torch.zeros((shape.batch, MAX_TOKENS), dtype=torch.long, device=device),
-        torch.randn(latent, device=device),
+        torch.randn((shape.batch, PICTURE, *low), device=device),
         torch.zeros((windows, 3, side, side), dtype=torch.uint8, device=device),
         where,
         where,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training.mini.average import Average
 from training.mini.batch import STRIDE, Batch, Carry, assemble
 from training.mini.drawing import Drawer, Pool
-from training.mini.model import GRID, boundary
+from training.mini.model import GRID, PICTURE, boundary
 from training.mini.prompts import (
     KIND_WORDS,
     LIGHT_WORDS,
@@ -127,7 +127,7 @@ def mend(run: Run, drawer: Aimed) -> None:
             held = before[0](batch.x, batch.t, before[1](batch.tokens)[0]).sample
         made = parts.unet(batch.x, batch.t, parts.text(batch.tokens)[0]).sample
         predicted = skip * batch.x + out * made
-        wanted = ((predicted - batch.target).abs() / out).mean((1, 2, 3))
+        wanted = ((predicted[:, :PICTURE] - batch.target).abs() / out).mean((1, 2, 3))
         changed = (made - held).square().mean((1, 2, 3))
         aimed = drawer.found(batch)
         optimiser.zero_grad()
@@ -135,7 +135,7 @@ def mend(run: Run, drawer: Aimed) -> None:
         nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         average.update()
-        carry = batch.carry(predicted.detach(), pool.results)
+        carry = batch.carry(predicted.detach(), pool.encode)
         step += 1
         if step % settings.check == 0:
             figures = {"wanted": _mean(wanted, aimed), "changed": _mean(changed, ~aimed)}

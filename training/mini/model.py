@@ -22,13 +22,15 @@ GRID = tuple(999 - 20 * index for index in range(50))
 """The time steps that ever occur: the latent consistency grid of 50 steps."""
 FACTOR = 4
 """Pixels per latent pixel of the autoencoder."""
-LATENTS = 5
-"""Latent channels: four of the picture, and the mark."""
-MARK = 4
-"""The channel that says what a latent is: 1 in all that the UNet makes, 0 in what comes from a picture.
+PICTURE = 4
+"""Latent channels of a picture."""
+LATENTS = 2 * PICTURE
+"""Channels that the UNet takes: the picture as it is by now, and the plan, what it is painted from.
 
-Without it the results of first steps are taken for sources, and get their style again. The autoencoder
-neither writes nor reads it.
+In image mode that is the source once more, in video mode the noise that the scene is drawn from. So a further
+step sees what the first one saw beside what it made, and can mend it; without, it gives a style again to what
+has it already. The UNet has no weights for the plan in its output, which `boundary` makes a little fainter at
+every step.
 """
 
 # Share of noise b(t) = sqrt(1 - abar(t)) at chosen time steps. Low up to the middle, because what noise hides
@@ -45,9 +47,9 @@ _NOISE_ANCHORS = (
 )
 
 
-TIMESTEP_SCALING = 0.00025
-"""Of `boundary`: 0.94 of what is made at the default strength is the noisy latents themselves, 0.995 of it in
-the last of four steps. So what shall stay is exact, and further steps hardly add up their errors.
+TIMESTEP_SCALING = 0.0001
+"""Of `boundary`: 0.99 of what is made at the default strength is the noisy latents themselves. So what shall
+stay is exact, and further steps hardly add up their errors.
 """
 
 
@@ -89,20 +91,23 @@ def build_scheduler() -> LCMScheduler:
     return scheduler
 
 
-def build_vae() -> AutoencoderTiny:
-    """Autoencoder of four latent channels and the mark, 4 times smaller than the picture; cheap at full
-    size.
-    """
+def _autoencoder(latents: int) -> AutoencoderTiny:
+    """An autoencoder 4 times smaller than the picture; cheap at full size."""
     vae: AutoencoderTiny = AutoencoderTiny(
         encoder_block_out_channels=(16, 16, 16),
         decoder_block_out_channels=(16, 16, 16),
         num_encoder_blocks=(0, 1, 3),
         num_decoder_blocks=(4, 1, 0),
-        latent_channels=LATENTS,
+        latent_channels=latents,
         scaling_factor=1.0,
     )
+    return vae
+
+
+def build_vae() -> AutoencoderTiny:
+    """The autoencoder of training, without a plan."""
+    vae = _autoencoder(PICTURE)
     _begin_as_pyramid(vae)
-    _leave_mark(vae)
     return vae
 
 
@@ -143,17 +148,32 @@ def _begin_as_pyramid(vae: AutoencoderTiny) -> None:
     convolutions[-1].bias.zero_()
 
 
-@torch.no_grad()
-def _leave_mark(vae: AutoencoderTiny) -> None:
-    """No weights for the mark: as training shows the decoder none, they stay zero."""
-    coders: list[list[Any]] = [
-        [layer for layer in coder.layers if isinstance(layer, torch.nn.Conv2d)]
-        for coder in (vae.encoder, vae.decoder)
-    ]
-    encoder, decoder = coders
-    encoder[-1].weight[MARK] = 0
-    encoder[-1].bias[MARK] = 0
-    decoder[0].weight[:, MARK] = 0
+def _ends(vae: AutoencoderTiny) -> tuple[str, str]:
+    """Names of the convolution that writes the latents and of the one that reads them."""
+    named = [name for name, layer in vae.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    encoder, decoder = ([name for name in named if name.startswith(part)] for part in ("encoder", "decoder"))
+    return encoder[-1], decoder[0]
+
+
+def with_plan(vae: AutoencoderTiny) -> AutoencoderTiny:
+    """The autoencoder as it is shipped: it writes every latent twice, and reads the first half."""
+    wide = _autoencoder(LATENTS)
+    writes, reads = _ends(vae)
+    state = vae.state_dict()
+    for name in (f"{writes}.weight", f"{writes}.bias"):
+        state[name] = torch.cat([state[name], state[name]])
+    weight = state[f"{reads}.weight"]
+    state[f"{reads}.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+    wide.load_state_dict(state)
+    return wide
+
+
+def without_plan(vae: AutoencoderTiny, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights for `vae` in those of its form with a plan."""
+    writes, reads = _ends(vae)
+    weight = state[f"{reads}.weight"][:, :PICTURE]
+    halves = {name: state[name][:PICTURE] for name in (f"{writes}.weight", f"{writes}.bias")}
+    return {**state, **halves, f"{reads}.weight": weight}
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -187,14 +207,15 @@ def _begin_as_copy(unet: Any) -> None:
     silu(z) - silu(-z) = z. The two, with a third that begins empty, are a group of the last normalisation,
     and offsets of both signs keep its mean and gain nearly the same for every picture: a change of tone or
     contrast would be made again by every step. With `boundary` the UNet's own share is the whole copy; here
-    it is that of the default strength.
+    it is that of the default strength. The plan has no weights in the output, and as no loss looks there,
+    none come.
     """
     offset = 6.0
     share = boundary(torch.tensor([479]))[1].item()
     first, normalise, out = unet.conv_in, unet.conv_norm_out, unet.conv_out
     shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
     skipped = shortcut.in_channels - first.out_channels
-    for latent in range(out.out_channels):
+    for latent in range(PICTURE):
         plus, minus, empty = range(3 * latent, 3 * latent + 3)
         shortcut.weight[empty] = 0
         shortcut.bias[empty] = normalise.bias[empty] = 0
@@ -209,6 +230,7 @@ def _begin_as_copy(unet: Any) -> None:
             out.weight[latent, feature, 1, 1] = sign * share
         normalise.weight[plus : empty + 1] = (2 * offset**2 / 3 + 0.7) ** 0.5
     out.bias.zero_()
+    out.weight[PICTURE:] = 0
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -265,12 +287,16 @@ class Parts(torch.nn.Module):
         """Take the weights of a checkpoint, or of a diffusers folder with the same vocabulary."""
         for name in self.NAMES:
             file = folder / f"{name}.safetensors"
-            state = load_file(file if file.is_file() else folder / EXPORTED[name])
+            exported = folder / EXPORTED[name]
+            state = load_file(file if file.is_file() else exported)
+            if name == "vae" and not file.is_file():
+                state = without_plan(self.vae, state)
             getattr(self, name).load_state_dict({key: value.float() for key, value in state.items()})
 
     def export(self, folder: Path) -> None:
         """Write a diffusers pipeline folder in half precision."""
-        half: dict[str, Any] = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in self.NAMES}
+        parts = {"vae": with_plan(self.vae), "unet": self.unet, "text": self.text}
+        half: dict[str, Any] = {name: copy.deepcopy(part).cpu().half() for name, part in parts.items()}
         absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
         tokenizer = build_tokenizer(words())  # one that was used would be written with its padding
         scheduler: Any = build_scheduler()

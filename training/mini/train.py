@@ -34,7 +34,7 @@ from training.mini.graphs import Graph, Twin, quick
 from training.mini.learner import Ahead, Steps, blank_inputs, learner, work_of
 from training.mini.losses import picture_loss
 from training.mini.memory import Learners, recall, remember
-from training.mini.model import FACTOR, GRID, LATENTS, MARK, Parts, noise_levels
+from training.mini.model import FACTOR, GRID, PICTURE, Parts, noise_levels
 from training.mini.settings import SMALL, Settings, Shape, with_rows
 
 log = logging.getLogger("training.mini")
@@ -112,7 +112,7 @@ class Run:
             z = vae.encode(x.to(twin.dtype, memory_format=self.layout)).latents
             y = vae.decode(z + noise.to(z.dtype) * 0.05).sample
             z, y = z.float(), y.float()
-            flat = z[:, :MARK].movedim(1, -1).reshape(-1, MARK)
+            flat = z.movedim(1, -1).reshape(-1, PICTURE)
             mean = flat.mean(0)
             spread = (flat - mean).T @ (flat - mean) / len(flat)
             identity = torch.eye(len(mean), device=z.device)
@@ -182,9 +182,7 @@ class Run:
         index = torch.randint(0, len(pool), (s.vae_batch,), device=self.device)
         x = pool[:, :, top : top + s.vae_crop, left : left + s.vae_crop][index]
         side = s.vae_crop // FACTOR
-        noise = torch.randn(len(x), LATENTS, side, side, device=self.device)
-        noise[:, MARK] = 0
-        return x, noise
+        return x, torch.randn(len(x), PICTURE, side, side, device=self.device)
 
     def _judge(self, step_of: Graph, sample: tuple[Tensor, ...], before: dict[str, Tensor]) -> None:
         """Take the autoencoder's weights of `before` back if they were better on a sample."""
@@ -271,7 +269,7 @@ class Run:
             average.update()
             if shape == main:
                 steps.after()
-            carries[shape] = batch.carry(predicted, pools[shape].results)
+            carries[shape] = batch.carry(predicted, pools[shape].encode)
             total += figures
             summed += 1
             step += 1
