@@ -15,6 +15,7 @@ STRIDE = GRID[0] - GRID[1]
 REPAINTED = 519
 """Further steps are learned from sources up to this time step. Their results are then looked at below the
 default strength's alone, where a model must take nothing for finished: warm photographs are no sunsets.
+The plan tells a source from a result, too; training without this limit was not tried since.
 """
 FULL = 500
 """Sources below this time step, the default strength's, are repainted in part."""

@@ -128,7 +128,7 @@ def mend(run: Run, drawer: Aimed) -> None:
         made = parts.unet(batch.x, batch.t, parts.text(batch.tokens)[0]).sample
         predicted = skip * batch.x + out * made
         wanted = ((predicted[:, :PICTURE] - batch.target).abs() / out).mean((1, 2, 3))
-        changed = (made - held).square().mean((1, 2, 3))
+        changed = (made - held)[:, :PICTURE].square().mean((1, 2, 3))
         aimed = drawer.found(batch)
         optimiser.zero_grad()
         torch.where(aimed, wanted, HELD * changed).mean().backward()

@@ -207,7 +207,7 @@ def _begin_as_copy(unet: Any) -> None:
     silu(z) - silu(-z) = z. The two, with a third that begins empty, are a group of the last normalisation,
     and offsets of both signs keep its mean and gain nearly the same for every picture: a change of tone or
     contrast would be made again by every step. With `boundary` the UNet's own share is the whole copy; here
-    it is that of the default strength. The plan has no weights in the output, and as no loss looks there,
+    it is that near the default strength. The plan has no weights in the output, and as no loss looks there,
     none come.
     """
     offset = 6.0

@@ -31,7 +31,7 @@ Span = slice
 """A module's part of a common projection."""
 
 FEW = 4
-"""Channels of latents; more than a picture has."""
+"""Channels of Stable Diffusion's latents; more than a picture has."""
 FEW_PIXELS = 128
 """Pixels of all pictures that leave most of a large GPU idle in a convolution."""
 
