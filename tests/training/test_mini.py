@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LCMScheduler
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.mini.average import Average
@@ -19,7 +20,7 @@ from training.mini.learner import learner, work_of
 from training.mini.memory import recall, remember
 from training.mini.mend import Aimed, mend
 from training.mini.mend import main as mend_main
-from training.mini.model import GRID, LATENTS, PICTURE, boundary, build_unet, noise_levels
+from training.mini.model import EXPORTED, GRID, LATENTS, PICTURE, Parts, boundary, build_unet, noise_levels
 from training.mini.ops import blur, luma
 from training.mini.prompts import words
 from training.mini.sample import Sampler, time_steps
@@ -244,6 +245,16 @@ def test_shipped_autoencoder_writes_the_plan_and_reads_the_picture(
     assert (decoded / 2 + 0.5 - drawn).abs().mean() < 0.05
     latents[:, PICTURE:] = torch.randn_like(latents[:, PICTURE:])
     torch.testing.assert_close(shipped.vae.decode(latents).sample, decoded)
+
+
+def test_shipped_folder_can_be_trained_on_and_written_again(tmp_path: Path) -> None:
+    parts = Parts()
+    parts.load(MODEL)
+    parts.export(tmp_path)
+    for file in EXPORTED.values():
+        shipped, written = load_file(MODEL / file), load_file(tmp_path / file)
+        assert shipped.keys() == written.keys()
+        assert all(torch.equal(shipped[name], written[name]) for name in shipped), file
 
 
 @torch.no_grad()
