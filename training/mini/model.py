@@ -287,10 +287,12 @@ class Parts(torch.nn.Module):
         """Take the weights of a checkpoint, or of a diffusers folder with the same vocabulary."""
         for name in self.NAMES:
             file = folder / f"{name}.safetensors"
-            exported = folder / EXPORTED[name]
-            state = load_file(file if file.is_file() else exported)
-            if name == "vae" and not file.is_file():
-                state = without_plan(self.vae, state)
+            if file.is_file():
+                state = load_file(file)
+            else:
+                state = load_file(folder / EXPORTED[name])
+                if name == "vae":
+                    state = without_plan(self.vae, state)
             getattr(self, name).load_state_dict({key: value.float() for key, value in state.items()})
 
     def export(self, folder: Path) -> None:
